@@ -1,0 +1,451 @@
+"""From a function to a graph: the jaxpr, flattened, with variables and operations named.
+
+`trace` is the only door into jaxprs. What it gives is a flat list of operations on values: calls are
+inlined, variable leaves are followed to the operations that use them, and every operation has a name
+that does not depend on the batch size. `interpret` runs such a graph; the other modules read it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+
+from compressjax import tree
+from compressjax.graph import cost
+
+# Calls that only group operations: their bodies are part of the flat list.
+_INLINED = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+)
+# Calls that carry a derivative rule of their own.
+_CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# Operations that move or cast a variable without computing with it.
+MOVEMENT = frozenset(
+    {
+        "convert_element_type",
+        "transpose",
+        "reshape",
+        "broadcast_in_dim",
+        "squeeze",
+        "expand_dims",
+    }
+    | {
+        "rev",
+        "copy",
+        "copy_p",
+        "stop_gradient",
+        "reduce_precision",
+        "optimization_barrier",
+    }
+)
+_CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot"})
+
+
+class Value:
+    """A value that flows through a graph: an input, a variable, or what an operation puts out."""
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        self.shape = shape
+        self.dtype = dtype
+
+    def __repr__(self) -> str:
+        return f"Value({self.shape}, {self.dtype})"
+
+
+class Literal(Value):
+    """A scalar that the function wrote down."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        super().__init__(np.shape(value), jax.dtypes.result_type(value))
+        self.value = value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Op:
+    """One operation.
+
+    Attributes:
+      name: unique and independent of the batch size; the path of the variable it computes with
+        (`params/Conv_0/kernel`), or its kind and order (`add_3`).
+      kind: the primitive's name, or, of a function with a derivative rule of its own, that
+        function's name (`relu`).
+      inputs: the values it reads.
+      outputs: the values it puts out.
+      params: the primitive's parameters.
+      variables: paths of the variables it reads, directly or through casts, transposes, reshapes
+        and broadcasts.
+      macs: multiply-accumulates, batch included.
+      bind: evaluates it: `bind(params, *inputs) -> outputs`.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    params: Mapping[str, Any]
+    variables: tuple[str, ...]
+    macs: int
+    bind: Callable[..., Sequence[Any]]
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the first output."""
+        return self.outputs[0].shape
+
+    def __repr__(self) -> str:
+        return f"Op({self.name!r}, {self.kind}, {self.out_shape})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A traced function: operations in the order they run.
+
+    Attributes:
+      ops: the operations that the outputs depend on.
+      inputs: values of the non-variable arguments, by name (`input_0`, `input_1/key`).
+      variables: values of the variable leaves, by path.
+      constants: arrays that the function closed over, by value.
+      outputs: what the function returns, flat.
+      out_tree: the structure of what it returns.
+      links: for each value that is a variable or a moved variable, the path of that variable.
+      notes: what tracing had to leave whole or could not keep, in sentences.
+    """
+
+    ops: tuple[Op, ...]
+    inputs: Mapping[str, Value]
+    variables: Mapping[str, Value]
+    constants: Mapping[Value, Any]
+    outputs: tuple[Value, ...]
+    out_tree: Any
+    links: Mapping[Value, str]
+    notes: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one call, batch included."""
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def num_params(self) -> int:
+        """Elements of all variables in the collection `params`, or of all where there is none."""
+        trainable = [
+            p for p in self.variables if p.split("/")[0] == "params"
+        ] or self.variables
+        return sum(int(np.prod(self.variables[path].shape)) for path in trainable)
+
+    @functools.cached_property
+    def producers(self) -> Mapping[Value, Op]:
+        """The operation that puts out each value."""
+        return {value: op for op in self.ops for value in op.outputs}
+
+    @functools.cached_property
+    def consumers(self) -> Mapping[Value, tuple[Op, ...]]:
+        """The operations that read each value, in order."""
+        found: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            for value in dict.fromkeys(op.inputs):
+                found.setdefault(value, []).append(op)
+        return {value: tuple(ops) for value, ops in found.items()}
+
+    @functools.cached_property
+    def static(self) -> frozenset[Value]:
+        """Values that depend on variables and constants alone, never on an input."""
+        known: set[Value] = {*self.variables.values(), *self.constants}
+        for op in self.ops:
+            if all(isinstance(value, Literal) or value in known for value in op.inputs):
+                known.update(op.outputs)
+        return frozenset(known)
+
+    def is_static(self, value: Value) -> bool:
+        """Tells whether a value is a literal or depends on variables and constants alone."""
+        return isinstance(value, Literal) or value in self.static
+
+    def summary(self) -> str:
+        """Lists the operations as a table: name, kind, output shape, MACs.
+
+        Example:
+          >>> print(trace(lambda v, x: x @ v['w'], {'w': np.ones((3, 2))}, np.ones((1, 3))).summary())
+          name kind         out     MACs
+          w    dot_general  (1, 2)     6
+          total: 6 MACs, 6 parameters
+        """
+        rows = [
+            (op.name, op.kind, str(op.out_shape), f"{op.macs:,}") for op in self.ops
+        ]
+        rows.insert(0, ("name", "kind", "out", "MACs"))
+        wide = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            f"{n:<{wide[0]}} {k:<{wide[1]}}  {s:<{wide[2]}}  {m:>{wide[3]}}"
+            for n, k, s, m in rows
+        ]
+        lines.append(f"total: {self.macs:,} MACs, {self.num_params:,} parameters")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def trace(
+    fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool = True
+) -> Graph:
+    """Traces a pure function of its variables into a graph.
+
+    Args:
+      fn: the function, called as `fn(variables, *args)`; from any framework.
+      variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      *args: pytrees of arrays or `jax.ShapeDtypeStruct`s.
+      keep_custom: whether a function with a derivative rule of its own (`jax.custom_jvp`,
+        `jax.custom_vjp`) stays one operation, so that derivatives are the function's own. Otherwise
+        its body is part of the list, except for the activations of `jax.nn`. One that holds a
+        convolution or a matrix product is always opened, and `Graph.notes` says so.
+
+    Returns:
+      The graph. Its values have the shapes of the arguments; transforms trace again for others.
+
+    Raises:
+      ValueError: if the variables do not fit the function; the framework's own error is its cause.
+
+    Example:
+      >>> graph = trace(lambda v, x: jax.nn.relu(x @ v['w']), {'w': np.ones((3, 2))}, np.ones((1, 3)))
+      >>> [(op.name, op.kind) for op in graph.ops]
+      [('w', 'dot_general'), ('relu_0', 'relu')]
+    """
+    try:
+        closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(variables, *args)
+    except Exception as error:
+        error.add_note(
+            "while tracing the function: check that the variables fit it "
+            f"(found {', '.join(list(tree.paths(variables))[:4]) or 'no leaves'}, ...) and that "
+            "the inputs have the shapes and dtypes it expects."
+        )
+        raise
+    flat = _Flattener(keep_custom)
+    leaves = [_value(var.aval) for var in closed.jaxpr.invars]
+    variable_paths = list(tree.paths(variables))
+    variable_values = dict(zip(variable_paths, leaves, strict=False))
+    input_names = [
+        "/".join(filter(None, (f"input_{i}", path)))
+        for i, arg in enumerate(args)
+        for path in tree.paths(arg)
+    ]
+    input_values = dict(zip(input_names, leaves[len(variable_paths) :], strict=True))
+    flat.links.update({value: path for path, value in variable_values.items()})
+    outputs = flat.run(closed.jaxpr, closed.consts, leaves)
+    ops = _reachable(flat.ops, outputs)
+    return Graph(
+        ops=_named(ops),
+        inputs=input_values,
+        variables=variable_values,
+        constants=flat.constants,
+        outputs=tuple(outputs),
+        out_tree=jax.tree.structure(out_shape),
+        links=flat.links,
+        notes=tuple(dict.fromkeys(flat.notes)),
+    )
+
+
+def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
+    """Rewires a graph: every reader of one value reads another, and what nothing reads is dropped.
+
+    Args:
+      graph: the graph.
+      replacements: the new value for each old one; chains are followed.
+
+    Returns:
+      A graph with the same inputs and the same names.
+
+    Example:
+      >>> graph = trace(lambda v, x: (x + 1) * 2, {}, 1.0)
+      >>> add, mul = graph.ops
+      >>> [op.kind for op in substitute(graph, {mul.outputs[0]: add.outputs[0]}).ops]
+      ['add']
+    """
+
+    def final(value: Value) -> Value:
+        while value in replacements:
+            value = replacements[value]
+        return value
+
+    ops = [
+        dataclasses.replace(op, inputs=tuple(final(value) for value in op.inputs))
+        for op in graph.ops
+    ]
+    outputs = tuple(final(value) for value in graph.outputs)
+    return dataclasses.replace(
+        graph, ops=tuple(_reachable(ops, outputs)), outputs=outputs
+    )
+
+
+class _Flattener:
+    """Collects the operations of nested jaxprs into one list."""
+
+    def __init__(self, keep_custom: bool):
+        self.keep_custom = keep_custom
+        self.ops: list[Op] = []
+        self.constants: dict[Value, Any] = {}
+        self.links: dict[Value, str] = {}
+        self.notes: list[str] = []
+
+    def run(
+        self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]
+    ) -> list[Value]:
+        env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = _value(var.aval)
+            self.constants[env[var]] = const
+
+        def read(atom: Any) -> Value:
+            return Literal(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            values = [read(atom) for atom in eqn.invars]
+            for var, value in zip(eqn.outvars, self._eqn(eqn, values), strict=True):
+                env[var] = value
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _eqn(self, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
+        kind = eqn.primitive.name
+        if kind in _INLINED or kind in _CUSTOM:
+            body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            jaxpr, consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
+            if kind in _INLINED:
+                return self.run(jaxpr, consts, inputs)
+            name = jaxpr.debug_info.func_name
+            activation = _activation(name, jaxpr, inputs)
+            if activation is not None:
+                return self._add(eqn, name, inputs, lambda params, x: [activation(x)])
+            opened = _holds_contraction(jaxpr)
+            if opened:
+                self.notes.append(
+                    f"{name} holds a convolution or matrix product and a derivative rule of its "
+                    "own; it is opened, and derivatives of a transformed function follow its body"
+                )
+            if opened or not self.keep_custom:
+                return self.run(jaxpr, consts, inputs)
+            return self._add(eqn, name, inputs, _call(eqn))
+        if kind in ("scan", "while", "cond"):
+            self.notes.append(f"{kind} is left whole: transforms do not look inside it")
+        return self._add(eqn, kind, inputs, _bind(eqn.primitive))
+
+    def _add(
+        self,
+        eqn: Any,
+        kind: str,
+        inputs: Sequence[Value],
+        bind: Callable[..., Sequence[Any]],
+    ) -> Sequence[Value]:
+        outputs = tuple(_value(var.aval) for var in eqn.outvars)
+        variables = tuple(
+            dict.fromkeys(self.links[v] for v in inputs if v in self.links)
+        )
+        if kind in MOVEMENT and inputs and inputs[0] in self.links:
+            self.links[outputs[0]] = self.links[inputs[0]]
+        macs = cost.macs(
+            eqn.primitive.name,
+            [value.shape for value in inputs],
+            [value.shape for value in outputs],
+            eqn.params,
+        )
+        self.ops.append(
+            Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind)
+        )
+        return outputs
+
+
+def _value(aval: Any) -> Value:
+    return Value(tuple(getattr(aval, "shape", ())), getattr(aval, "dtype", None))
+
+
+def _bind(primitive: Any) -> Callable[..., Sequence[Any]]:
+    def bind(params: Mapping[str, Any], *inputs: Any) -> Sequence[Any]:
+        outputs = primitive.bind(*inputs, **params)
+        return outputs if primitive.multiple_results else [outputs]
+
+    return bind
+
+
+def _call(eqn: Any) -> Callable[..., Sequence[Any]]:
+    """Evaluates one equation with its derivative rule, through JAX's own evaluator."""
+    free = [
+        var for var in dict.fromkeys(eqn.invars) if not isinstance(var, jex.Literal)
+    ]
+    jaxpr = jex.Jaxpr(
+        (),
+        free,
+        eqn.outvars,
+        [eqn],
+        debug_info=eqn.params["call_jaxpr"].jaxpr.debug_info._replace(
+            arg_names=None, result_paths=None
+        ),
+    )
+    run = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+
+    def bind(params: Mapping[str, Any], *inputs: Any) -> Sequence[Any]:
+        del params  # the derivative rule belongs to the equation as it was traced
+        by_var = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if v in free}
+        return run(*(by_var[var] for var in free))
+
+    return bind
+
+
+def _activation(
+    name: str, jaxpr: Any, inputs: Sequence[Value]
+) -> Callable[[Any], Any] | None:
+    """The function of `jax.nn` that a custom call is, if it is one: it works at any shape."""
+    function = getattr(jax.nn, name, None)
+    if function is None or len(inputs) != 1:
+        return None
+    try:
+        own = jax.make_jaxpr(function)(
+            jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype)
+        )
+    except TypeError:
+        return None
+    body = (
+        own.jaxpr.eqns[0].params.get("call_jaxpr") if len(own.jaxpr.eqns) == 1 else None
+    )
+    return function if body is not None and str(body.jaxpr) == str(jaxpr) else None
+
+
+def _holds_contraction(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name in _CONTRACTIONS
+        or any(
+            _holds_contraction(getattr(sub, "jaxpr", sub))
+            for sub in jex.jaxprs_in_params(eqn.params)
+        )
+        for eqn in jaxpr.eqns
+    )
+
+
+def _reachable(ops: Iterable[Op], outputs: Sequence[Value]) -> list[Op]:
+    needed: set[Value] = set(outputs)
+    kept = []
+    for op in reversed(list(ops)):
+        if any(value in needed for value in op.outputs):
+            kept.append(op)
+            needed.update(op.inputs)
+    return kept[::-1]
+
+
+def _named(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """Gives every operation its name; contractions are named first for the variable they use."""
+    counts: dict[str, int] = {}
+    used: dict[str, int] = {}
+    named = []
+    for op in ops:
+        if op.variables and op.kind not in MOVEMENT:
+            base = op.variables[-1]
+            repeat = used.get(base, 0)
+            used[base] = repeat + 1
+            name = f"{base}#{repeat}" if repeat else base
+        else:
+            name = f"{op.kind}_{counts.get(op.kind, 0)}"
+            counts[op.kind] = counts.get(op.kind, 0) + 1
+        named.append(dataclasses.replace(op, name=name))
+    return tuple(named)
