@@ -8,7 +8,7 @@ A real value is `scale * (code - zero_point)`, as in LiteRT (Jacob et al., 2018,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -64,6 +64,8 @@ class FrozenStep:
         scale: output scale, exactly representable in float32.
         zero_point: output zero point.
         out_shape: output shape, with the batch of the example.
+        params: what a converter has to be told besides `apply`: `axes` (non-negative) and
+            `keepdims` of a `mean`, `axis` of a `softmax`; empty for the other kinds.
     """
 
     name: str
@@ -74,6 +76,7 @@ class FrozenStep:
     scale: float
     zero_point: int
     out_shape: tuple[int, ...]
+    params: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
