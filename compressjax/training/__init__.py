@@ -1,0 +1,31 @@
+"""Training on the device: a pure state, a scanned epoch, exact resume, figures on disk."""
+
+from compressjax.training.checkpoint import (
+    CheckpointMismatchError,
+    Checkpoints,
+    DamagedCheckpointError,
+)
+from compressjax.training.evaluate import Score, evaluate
+from compressjax.training.fit import Schedule, fit
+from compressjax.training.loop import TrainState, init_state, make_epoch, steps_per_epoch
+from compressjax.training.losses import distilled, from_apply, supervised
+from compressjax.training.metrics import MetricsWriter, read_metrics
+
+__all__ = [
+    "CheckpointMismatchError",
+    "Checkpoints",
+    "DamagedCheckpointError",
+    "MetricsWriter",
+    "Schedule",
+    "Score",
+    "TrainState",
+    "distilled",
+    "evaluate",
+    "fit",
+    "from_apply",
+    "init_state",
+    "make_epoch",
+    "read_metrics",
+    "steps_per_epoch",
+    "supervised",
+]

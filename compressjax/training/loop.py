@@ -1,0 +1,183 @@
+"""The training loop: one jitted scan an epoch, over data that stay on the device.
+
+There is one loop for everything the experiments train: a dense network, one under pruning masks,
+a shrunk or folded one, a student, a quantized one. What differs is a pure loss function (see
+`losses.py`) and an optax transformation. Python runs once an epoch, not once a step.
+
+The order of the data, the augmentation and any other randomness are functions of the state's key
+and its step, never of how often the program was started, so a resumed run takes the same steps
+with the same bits as one that was never stopped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+Variables = dict[str, Any]
+Metrics = dict[str, jax.Array]
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+LossFn = Callable[
+    [Variables, jax.Array, jax.Array, jax.Array], tuple[jax.Array, tuple[Variables, Metrics]]
+]
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on, as one pytree.
+
+    Attributes:
+      step: [] int32, optimizer steps taken.
+      variables: the whole Flax dict; the optimizer sees `variables['params']` only.
+      opt_state: the optax state.
+      rng: [] typed key, the same for the whole run; randomness is folded from it and `step`.
+    """
+
+    step: jax.Array
+    variables: Variables
+    opt_state: optax.OptState
+    rng: jax.Array
+
+
+EpochFn = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def init_state(
+    variables: Variables, tx: optax.GradientTransformation, rng: jax.Array
+) -> TrainState:
+    """Make the state of a run that starts from `variables`.
+
+    The arrays are copied, because an epoch donates its state: the caller's own stay valid.
+
+    Args:
+      variables: Flax dict with a `params` collection.
+      tx: the optax transformation that will be given to `make_epoch`.
+      rng: [] typed key (`jax.random.key`).
+
+    Returns:
+      A state at step 0.
+
+    Raises:
+      ValueError: `variables` has no `params` collection.
+
+    Example:
+      >>> state = init_state({'params': {'w': jnp.ones(2)}}, optax.sgd(0.1), jax.random.key(0))
+      >>> int(state.step)
+      0
+    """
+    if "params" not in variables:
+        raise ValueError(
+            f"variables has the collections {sorted(variables)} and no 'params': there is nothing "
+            "to train. Pass the whole Flax dict, {'params': ..., ...}."
+        )
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        opt_state=tx.init(variables["params"]),
+        rng=rng,
+    )
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+
+def make_epoch(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    augment: Augment | None = None,
+) -> EpochFn:
+    """Make a jitted function that trains one epoch.
+
+    Every epoch shuffles the whole set and drops the remainder that fills no batch. The state given
+    to the function is donated: use the one it returns.
+
+    Args:
+      loss_fn: `(variables, x, labels, rng) -> (loss [], (variables, metrics))`. The variables it
+        returns carry what the forward pass updates (batch statistics, ranges); their `params`
+        are ignored.
+      tx: an optax transformation over `variables['params']`.
+      batch_size: images a step.
+      augment: `(rng, images [B, ...]) -> x [B, ...]`, run inside jit; None passes images on.
+
+    Returns:
+      `(state, images [N, ...], labels [N]) -> (state, metrics)`; `metrics` are means over the
+      epoch's steps: those of `loss_fn`, and `loss` and `grad_norm`.
+
+    Raises:
+      ValueError: when called, the set is smaller than one batch.
+
+    Example:
+      >>> def loss_fn(variables, x, labels, rng):
+      ...     return jnp.mean((x @ variables['params']['w'] - labels) ** 2), (variables, {})
+      >>> tx = optax.sgd(0.1)
+      >>> state = init_state({'params': {'w': jnp.zeros(2)}}, tx, jax.random.key(0))
+      >>> epoch = make_epoch(loss_fn, tx, batch_size=4)
+      >>> state, metrics = epoch(state, jnp.ones((8, 2)), jnp.ones(8))
+      >>> int(state.step), sorted(metrics)
+      (2, ['grad_norm', 'loss'])
+    """
+
+    def train_step(
+        state: TrainState, x: jax.Array, labels: jax.Array, rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        augment_rng, loss_rng = jax.random.split(jax.random.fold_in(rng, state.step))
+        x = x if augment is None else augment(augment_rng, x)
+
+        def of_params(params: Any) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+            return loss_fn({**state.variables, "params": params}, x, labels, loss_rng)
+
+        params = state.variables["params"]
+        (loss, (variables, metrics)), grads = jax.value_and_grad(of_params, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state = TrainState(
+            step=state.step + 1,
+            variables={**variables, "params": params},
+            opt_state=opt_state,
+            rng=state.rng,
+        )
+        return state, {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+    def epoch(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        chex.assert_equal_shape_prefix([images, labels], 1)
+        steps = steps_per_epoch(images.shape[0], batch_size)
+        order_rng, step_rng = jax.random.split(state.rng)
+        order_rng = jax.random.fold_in(order_rng, state.step // steps)
+        order = jax.random.permutation(order_rng, images.shape[0])[: steps * batch_size]
+
+        def body(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
+            return train_step(state, images[rows], labels[rows], step_rng)
+
+        state, metrics = jax.lax.scan(body, state, order.reshape(steps, batch_size))
+        return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+
+    return jax.jit(epoch, donate_argnums=0)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Number of whole batches in an epoch.
+
+    Args:
+      num_examples: rows in the training set.
+      batch_size: rows a step.
+
+    Returns:
+      `num_examples // batch_size`.
+
+    Raises:
+      ValueError: there is not one whole batch.
+
+    Example:
+      >>> steps_per_epoch(100, 32)
+      3
+    """
+    if not 0 < batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size is {batch_size} and the training set has {num_examples} examples: an "
+            f"epoch would have no step. Choose a batch_size between 1 and {num_examples}."
+        )
+    return num_examples // batch_size
