@@ -9,3 +9,5 @@ from compressjax.graph.trace import Op as Op
 from compressjax.graph.trace import Value as Value
 from compressjax.graph.trace import substitute as substitute
 from compressjax.graph.trace import trace as trace
+from compressjax.graph.retrace import Retrace as Retrace
+from compressjax.graph.retrace import template as template

@@ -32,9 +32,7 @@ def conv_macs(
     return math.prod(out_shape) * math.prod(kernel_shape) // max(out_features, 1)
 
 
-def dot_macs(
-    lhs_shape: Sequence[int], out_shape: Sequence[int], params: Mapping[str, Any]
-) -> int:
+def dot_macs(lhs_shape: Sequence[int], out_shape: Sequence[int], params: Mapping[str, Any]) -> int:
     """Counts the MACs of a `dot_general`.
 
     Args:
@@ -79,13 +77,9 @@ def macs(
     if kind == "dot_general":
         return dot_macs(in_shapes[0], out_shapes[0], params)
     repeats = params.get("length", 1) if kind == "scan" else 1
-    bodies = [
-        params[key] for key in ("jaxpr", "call_jaxpr", "body_jaxpr") if key in params
-    ]
+    bodies = [params[key] for key in ("jaxpr", "call_jaxpr", "body_jaxpr") if key in params]
     branches = params.get("branches", ())
-    return repeats * sum(map(_jaxpr_macs, bodies)) + max(
-        map(_jaxpr_macs, branches), default=0
-    )
+    return repeats * sum(map(_jaxpr_macs, bodies)) + max(map(_jaxpr_macs, branches), default=0)
 
 
 def _jaxpr_macs(jaxpr: Any) -> int:

@@ -134,31 +134,21 @@ def bind_arguments(graph: Graph, variables: Any, *args: Any) -> dict[Value, Any]
         )
     given = tree.paths(variables)
     known = dict(zip(graph.inputs.values(), leaves, strict=True))
-    known.update(
-        {value: given[path] for path, value in graph.variables.items() if path in given}
-    )
+    known.update({value: given[path] for path, value in graph.variables.items() if path in given})
     return known
 
 
-def _needed(
-    graph: Graph, wanted: Sequence[Value], known: Mapping[Value, Any]
-) -> list[Op]:
+def _needed(graph: Graph, wanted: Sequence[Value], known: Mapping[Value, Any]) -> list[Op]:
     """The operations between known and wanted values, in order."""
-    missing: set[Value] = {
-        v for v in wanted if v not in known and not isinstance(v, Literal)
-    }
+    missing: set[Value] = {v for v in wanted if v not in known and not isinstance(v, Literal)}
     ops = []
     for op in reversed(graph.ops):
         if any(value in missing for value in op.outputs):
             missing.difference_update(op.outputs)
-            missing.update(
-                v for v in op.inputs if v not in known and not isinstance(v, Literal)
-            )
+            missing.update(v for v in op.inputs if v not in known and not isinstance(v, Literal))
             ops.append(op)
     if missing:
-        named = {
-            value: name for name, value in {**graph.variables, **graph.inputs}.items()
-        }
+        named = {value: name for name, value in {**graph.variables, **graph.inputs}.items()}
         raise ValueError(
             "the variables do not fit the function: missing "
             + ", ".join(sorted(named.get(value, repr(value)) for value in missing)[:4])

@@ -18,9 +18,7 @@ from compressjax import tree
 from compressjax.graph import cost
 
 # Calls that only group operations: their bodies are part of the flat list.
-_INLINED = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-)
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
 # Calls that carry a derivative rule of their own.
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 # Operations that move or cast a variable without computing with it.
@@ -136,9 +134,7 @@ class Graph:
     @property
     def num_params(self) -> int:
         """Elements of all variables in the collection `params`, or of all where there is none."""
-        trainable = [
-            p for p in self.variables if p.split("/")[0] == "params"
-        ] or self.variables
+        trainable = [p for p in self.variables if p.split("/")[0] == "params"] or self.variables
         return sum(int(np.prod(self.variables[path].shape)) for path in trainable)
 
     @functools.cached_property
@@ -177,22 +173,17 @@ class Graph:
           w    dot_general  (1, 2)     6
           total: 6 MACs, 6 parameters
         """
-        rows = [
-            (op.name, op.kind, str(op.out_shape), f"{op.macs:,}") for op in self.ops
-        ]
+        rows = [(op.name, op.kind, str(op.out_shape), f"{op.macs:,}") for op in self.ops]
         rows.insert(0, ("name", "kind", "out", "MACs"))
         wide = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
-            f"{n:<{wide[0]}} {k:<{wide[1]}}  {s:<{wide[2]}}  {m:>{wide[3]}}"
-            for n, k, s, m in rows
+            f"{n:<{wide[0]}} {k:<{wide[1]}}  {s:<{wide[2]}}  {m:>{wide[3]}}" for n, k, s, m in rows
         ]
         lines.append(f"total: {self.macs:,} MACs, {self.num_params:,} parameters")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def trace(
-    fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool = True
-) -> Graph:
+def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool = True) -> Graph:
     """Traces a pure function of its variables into a graph.
 
     Args:
@@ -276,9 +267,7 @@ def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
         for op in graph.ops
     ]
     outputs = tuple(final(value) for value in graph.outputs)
-    return dataclasses.replace(
-        graph, ops=tuple(_reachable(ops, outputs)), outputs=outputs
-    )
+    return dataclasses.replace(graph, ops=tuple(_reachable(ops, outputs)), outputs=outputs)
 
 
 class _Flattener:
@@ -291,9 +280,7 @@ class _Flattener:
         self.links: dict[Value, str] = {}
         self.notes: list[str] = []
 
-    def run(
-        self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]
-    ) -> list[Value]:
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = _value(var.aval)
@@ -340,9 +327,7 @@ class _Flattener:
         bind: Callable[..., Sequence[Any]],
     ) -> Sequence[Value]:
         outputs = tuple(_value(var.aval) for var in eqn.outvars)
-        variables = tuple(
-            dict.fromkeys(self.links[v] for v in inputs if v in self.links)
-        )
+        variables = tuple(dict.fromkeys(self.links[v] for v in inputs if v in self.links))
         if kind in MOVEMENT and inputs and inputs[0] in self.links:
             self.links[outputs[0]] = self.links[inputs[0]]
         macs = cost.macs(
@@ -351,9 +336,7 @@ class _Flattener:
             [value.shape for value in outputs],
             eqn.params,
         )
-        self.ops.append(
-            Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind)
-        )
+        self.ops.append(Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind))
         return outputs
 
 
@@ -371,9 +354,7 @@ def _bind(primitive: Any) -> Callable[..., Sequence[Any]]:
 
 def _call(eqn: Any) -> Callable[..., Sequence[Any]]:
     """Evaluates one equation with its derivative rule, through JAX's own evaluator."""
-    free = [
-        var for var in dict.fromkeys(eqn.invars) if not isinstance(var, jex.Literal)
-    ]
+    free = [var for var in dict.fromkeys(eqn.invars) if not isinstance(var, jex.Literal)]
     jaxpr = jex.Jaxpr(
         (),
         free,
@@ -393,22 +374,16 @@ def _call(eqn: Any) -> Callable[..., Sequence[Any]]:
     return bind
 
 
-def _activation(
-    name: str, jaxpr: Any, inputs: Sequence[Value]
-) -> Callable[[Any], Any] | None:
+def _activation(name: str, jaxpr: Any, inputs: Sequence[Value]) -> Callable[[Any], Any] | None:
     """The function of `jax.nn` that a custom call is, if it is one: it works at any shape."""
     function = getattr(jax.nn, name, None)
     if function is None or len(inputs) != 1:
         return None
     try:
-        own = jax.make_jaxpr(function)(
-            jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype)
-        )
+        own = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype))
     except TypeError:
         return None
-    body = (
-        own.jaxpr.eqns[0].params.get("call_jaxpr") if len(own.jaxpr.eqns) == 1 else None
-    )
+    body = own.jaxpr.eqns[0].params.get("call_jaxpr") if len(own.jaxpr.eqns) == 1 else None
     return function if body is not None and str(body.jaxpr) == str(jaxpr) else None
 
 

@@ -1,0 +1,262 @@
+"""Folding batch norm into the convolution or dense layer before it.
+
+In evaluation mode a batch norm is an affine map per channel whose numbers depend on variables alone.
+`fold_batch_norm` finds such maps after every contraction by reading the graph, whatever framework
+wrote them, and multiplies them into the kernel. Phones run the result; training does not need it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from compressjax import graph as graphs
+from compressjax import tree
+from compressjax.graph import Graph, Op, Value
+
+_AFFINE = frozenset({"add", "sub", "mul", "div"})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Site:
+    """One kernel and the affine map that follows it.
+
+    Attributes:
+      op: the contraction.
+      kernel: path of its kernel.
+      bias: path of the bias after folding.
+      axis: the channel axis of the contraction's output.
+      chain: the operations of the affine map, with the operand that is not the activation.
+    """
+
+    op: Op
+    kernel: str
+    bias: str
+    axis: int
+    chain: tuple[tuple[Op, Value], ...]
+
+
+def fold_batch_norm(
+    fn: Callable[..., Any], variables: Any, *args: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Folds every batch norm that follows a kernel into that kernel (Jacob et al., 2018, section 3.2).
+
+    Every kernel stays at its path; the new bias stands beside it as `bias`; the norms and their
+    statistics are dropped. A norm that cannot be folded (before a kernel, or after a kernel that is
+    used twice) stays as it is. What is folded need not be a batch norm: any per-channel affine map
+    of variables that follows a kernel is.
+
+    Args:
+      fn: pure function `fn(variables, *args)` in evaluation mode.
+      variables: nested dictionaries of arrays.
+      *args: example inputs; the result takes any batch size.
+
+    Returns:
+      The folded function and its variables. Outputs agree up to float rounding.
+
+    Raises:
+      ValueError: if the variables do not fit the function.
+
+    Example:
+      >>> def fn(v, x):
+      ...     return (x @ v['params']['a']['kernel'] - v['stats']['mean']) * v['params']['scale']
+      >>> variables = {
+      ...     'params': {'a': {'kernel': jnp.ones((3, 2))}, 'scale': 2 * jnp.ones((1, 2))},
+      ...     'stats': {'mean': jnp.ones((1, 2))},
+      ... }
+      >>> folded, new = fold_batch_norm(fn, variables, jnp.ones((1, 3)))
+      >>> new['params']['a']['bias'], fn(variables, jnp.ones((1, 3))), folded(new, jnp.ones((1, 3)))
+      (Array([-2., -2.], dtype=float32), Array([[4., 4.]], dtype=float32), Array([[4., 4.]], dtype=float32))
+    """
+    retrace = graphs.Retrace(fn, variables, _prepare)
+    graph, sites, folded = retrace(*args)
+    leaves = tree.paths(variables)
+    changed = {}
+    for site in sites:
+        scale, shift = _affine(graph, site, leaves)
+        kernel = leaves[site.kernel]
+        scaled = _to_kernel(graph, site, scale)
+        changed[site.kernel] = (kernel * scaled).astype(kernel.dtype)
+        changed[site.bias] = jnp.broadcast_to(shift, (site.op.out_shape[site.axis],)).astype(
+            kernel.dtype
+        )
+    used = {path for path, value in folded.variables.items() if folded.consumers.get(value)}
+    before = {path for path, value in graph.variables.items() if graph.consumers.get(value)}
+    dropped = before - used
+    kept = {path: leaf for path, leaf in leaves.items() if path not in dropped}
+    biases = {site.op.name: site for site in sites}
+
+    def apply(variables: Any, *args: Any) -> Any:
+        *_, folded = retrace(*args)
+        given = tree.paths(variables)
+
+        def add_bias(op: Op, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            site = biases.get(op.name)
+            if site is None:
+                return outputs
+            if site.bias not in given:
+                raise ValueError(
+                    f"the variables do not fit the folded function: missing {site.bias}; "
+                    "pass the variables that fold_batch_norm returned"
+                )
+            shape = [1] * outputs[0].ndim
+            shape[site.axis] = -1
+            return (outputs[0] + given[site.bias].reshape(shape),)
+
+        return graphs.interpret(folded, variables, *args, after=add_bias)
+
+    return apply, tree.from_paths({**kept, **changed})
+
+
+def _prepare(graph: Graph) -> tuple[Graph, list[_Site], Graph]:
+    sites = _sites(graph)
+    rewired = {site.chain[-1][0].outputs[0]: site.op.outputs[0] for site in sites}
+    return graph, sites, graphs.substitute(graph, rewired)
+
+
+def _sites(graph: Graph) -> list[_Site]:
+    found = []
+    for op in graph.ops:
+        place = _kernel_operand(graph, op)
+        if place is None:
+            continue
+        kernel, axis = place
+        chain = _chain(graph, op, axis)
+        if not any(step.kind in ("mul", "div") for step, _ in chain):
+            continue
+        found.append(_Site(op, kernel, "", axis, chain))
+    return [dataclasses.replace(site, bias=_bias_path(site, found)) for site in found]
+
+
+def _bias_path(site: _Site, sites: list[_Site]) -> str:
+    parent, _, leaf = site.kernel.rpartition("/")
+    siblings = [other for other in sites if other.kernel.rpartition("/")[0] == parent]
+    name = "bias" if len(siblings) == 1 else f"{leaf}_bias"
+    return f"{parent}/{name}" if parent else name
+
+
+def _kernel_operand(graph: Graph, op: Op) -> tuple[str, int] | None:
+    """The path of a contraction's kernel and the channel axis of its output."""
+    if op.kind == "conv_general_dilated":
+        kernel, axis = op.inputs[1], op.params["dimension_numbers"].out_spec[1]
+        if op.params["batch_group_count"] != 1:
+            return None
+    elif op.kind == "dot_general":
+        contracting, batch = op.params["dimension_numbers"]
+        side = 1 if op.inputs[1] in graph.links else 0
+        kernel = op.inputs[side]
+        free = len(kernel.shape) - len(contracting[side]) - len(batch[side])
+        if free != 1 or batch[0]:
+            return None
+        axis = len(op.out_shape) - 1 if side else 0
+    else:
+        return None
+    path = graph.links.get(kernel)
+    if path is None or not graph.is_static(kernel) or _readers(graph, graph.variables[path]) != 1:
+        return None
+    return path, axis
+
+
+def _readers(graph: Graph, value: Value) -> int:
+    """How many operations compute with a variable, looking through casts and moves."""
+    total = 0
+    for op in graph.consumers.get(value, ()):
+        moved = op.outputs[0] in graph.links
+        total += _readers(graph, op.outputs[0]) if moved else 1
+    return total + sum(value is output for output in graph.outputs)
+
+
+def _chain(graph: Graph, op: Op, axis: int) -> tuple[tuple[Op, Value], ...]:
+    """The affine operations after a contraction, as far as nothing else reads in between."""
+    chain: list[tuple[Op, Value]] = []
+    value = op.outputs[0]
+    while value not in graph.outputs:
+        readers = graph.consumers.get(value, ())
+        if len(readers) != 1 or readers[0].kind not in _AFFINE:
+            break
+        step = readers[0]
+        side = step.inputs.index(value)
+        other = step.inputs[1 - side]
+        divides = step.kind == "div" and side == 1
+        if divides or not graph.is_static(other) or step.out_shape != value.shape:
+            break
+        if channel_vector(graph, other, axis) is None:
+            break
+        chain.append((step, other))
+        value = step.outputs[0]
+    return tuple(chain)
+
+
+def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
+    """Looks through broadcasts for a value that varies along one axis alone.
+
+    Args:
+      graph: the graph.
+      value: an operand of an elementwise operation.
+      axis: the channel axis of that operation's output.
+
+    Returns:
+      The value before broadcasting (its elements, flat, are one scalar or one number for each
+      channel), or `None` where the operand varies along another axis.
+
+    Example:
+      >>> graph = graphs.trace(lambda v, x: x + v, jnp.ones((1, 4)), jnp.ones((2, 4)))
+      >>> channel_vector(graph, graph.variables[''], 1).shape, channel_vector(graph, graph.variables[''], 0)
+      ((1, 4), None)
+    """
+    varying = [i for i, length in enumerate(value.shape) if length != 1]
+    if not varying or varying == [axis]:
+        return value
+    producer = graph.producers.get(value)
+    if producer is None or producer.kind != "broadcast_in_dim":
+        return None
+    source = producer.inputs[0]
+    dims = producer.params["broadcast_dimensions"]
+    inner = [dims[i] for i, length in enumerate(source.shape) if length != 1]
+    return source if inner in ([], [axis]) else None
+
+
+def _affine(graph: Graph, site: _Site, leaves: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Scale and shift of a chain, as [channels] or scalar arrays."""
+    known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
+    vectors = [channel_vector(graph, other, site.axis) for _, other in site.chain]
+    numbers = graphs.evaluate(graph, [v for v in vectors if v is not None], known)
+    scale, shift = jnp.ones(()), jnp.zeros(())
+    for (step, other), number in zip(site.chain, numbers, strict=True):
+        flat = jnp.reshape(jnp.asarray(number), (-1,))
+        flipped = step.inputs[0] is other
+        if step.kind == "add":
+            shift = shift + flat
+        elif step.kind == "sub":
+            scale, shift = (-scale, flat - shift) if flipped else (scale, shift - flat)
+        elif step.kind == "mul":
+            scale, shift = scale * flat, shift * flat
+        else:
+            scale, shift = scale / flat, shift / flat
+    return scale, shift
+
+
+def _to_kernel(graph: Graph, site: _Site, scale: jax.Array) -> jax.Array:
+    """Carries a factor for each output channel back to the layout of the kernel's variable."""
+    if site.op.kind == "conv_general_dilated":
+        operand = site.op.inputs[1]
+        out = site.op.params["dimension_numbers"].rhs_spec[0]
+    else:
+        side = 1 if site.op.inputs[1] in graph.links else 0
+        operand = site.op.inputs[side]
+        contracting, _ = site.op.params["dimension_numbers"]
+        out = next(i for i in range(len(operand.shape)) if i not in contracting[side])
+    variable = graph.variables[site.kernel]
+
+    def moved(kernel: jax.Array) -> jax.Array:
+        return graphs.evaluate(graph, [operand], {variable: kernel})[0]
+
+    shape = [1] * len(operand.shape)
+    shape[out] = -1
+    factors = jnp.broadcast_to(jnp.reshape(scale, shape), operand.shape)
+    # Moves and casts are linear and one-to-one, so their transpose undoes them.
+    at = jnp.zeros(variable.shape, variable.dtype)
+    _, pull = jax.vjp(moved, at)
+    return pull(factors.astype(operand.dtype))[0]

@@ -1,0 +1,74 @@
+"""Tracing again for the shapes of each call, once for each shape.
+
+A transformed function must not fix the batch size it was made with. `Retrace` holds the shapes of the
+*original* variables, traces the original function for whatever inputs it is called with, and keeps
+what a transform made of each graph.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.graph.trace import Graph, trace
+
+T = TypeVar("T")
+
+
+def template(tree: Any) -> Any:
+    """Replaces arrays by their shapes and dtypes.
+
+    Args:
+      tree: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      The same tree of `jax.ShapeDtypeStruct`s.
+
+    Example:
+      >>> template({'a': jnp.zeros((2, 3))})
+      {'a': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+class Retrace(Generic[T]):
+    """Makes `prepare(graph)` for the shapes of each call, and remembers it.
+
+    Attributes:
+      variables: shapes and dtypes of the variables that the function is traced with.
+
+    Example:
+      >>> macs = Retrace(lambda v, x: x @ v, jnp.ones((3, 2)), lambda graph: graph.macs)
+      >>> macs(jnp.ones((1, 3))), macs(jnp.ones((5, 3)))
+      (6, 30)
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        variables: Any,
+        prepare: Callable[[Graph], T],
+        *,
+        keep_custom: bool = True,
+    ):
+        self.variables = template(variables)
+        self._fn = fn
+        self._prepare = prepare
+        self._keep_custom = keep_custom
+        self._made: dict[Any, T] = {}
+
+    def __call__(self, *args: Any) -> T:
+        leaves, structure = jax.tree.flatten(template(args))
+        key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), _precision())
+        if key in self._made:
+            return self._made[key]
+        graph = trace(self._fn, self.variables, *args, keep_custom=self._keep_custom)
+        made = self._prepare(graph)
+        if not any(isinstance(const, jax.core.Tracer) for const in graph.constants.values()):
+            self._made[key] = made
+        return made
+
+
+def _precision() -> tuple[Any, ...]:
+    return jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
