@@ -1,5 +1,7 @@
 """A checkpoint comes back to the bit, or not at all."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,14 +102,19 @@ def lose_index(folder):
         path.unlink()
 
 
+# TensorStore's other reads fail behind the first one, in coroutines that nobody awaits any more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip, truncate, lose_metadata, lose_index])
 def test_damage_is_refused_and_named(tmp_path, state, damage):
     save(tmp_path, state, 1, 2)
     damage(tmp_path / "2")
     with pytest.raises(DamagedCheckpointError) as error:
         restore(tmp_path, state)
-    assert str(tmp_path / "2") in str(error.value)
-    assert "Delete that directory to go on from an earlier step" in str(error.value)
+    text = str(error.value)
+    del error
+    gc.collect()
+    assert str(tmp_path / "2") in text
+    assert "Delete that directory to go on from an earlier step" in text
     assert int(restore(tmp_path, state, step=1)["step"]) == 5
 
 
