@@ -6,7 +6,7 @@ wrote them, and multiplies them into the kernel. Phones run the result; training
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from compressjax import graph as graphs
 from compressjax import tree
-from compressjax.graph import Graph, Op, Value
+from compressjax.graph import Chain, Graph, Op, Value
 
 _AFFINE = frozenset({"add", "sub", "mul", "div"})
 
@@ -35,7 +35,7 @@ class _Site:
     kernel: str
     bias: str
     axis: int
-    chain: tuple[tuple[Op, Value], ...]
+    chain: Chain
 
 
 def fold_batch_norm(
@@ -70,12 +70,14 @@ def fold_batch_norm(
       >>> new['params']['a']['bias'], fn(variables, jnp.ones((1, 3))), folded(new, jnp.ones((1, 3)))
       (Array([-2., -2.], dtype=float32), Array([[4., 4.]], dtype=float32), Array([[4., 4.]], dtype=float32))
     """
-    retrace = graphs.Retrace(fn, variables, _prepare)
-    graph, sites, folded = retrace(*args)
+    retrace = graphs.Retrace(fn, _prepare)
+    shapes = graphs.template(variables)
+    graph, sites, folded = retrace(shapes, *args)
     leaves = tree.paths(variables)
+    known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
     changed = {}
     for site in sites:
-        scale, shift = _affine(graph, site, leaves)
+        scale, shift = graphs.affine_map(graph, site.chain, site.axis, known)
         kernel = leaves[site.kernel]
         scaled = _to_kernel(graph, site, scale)
         changed[site.kernel] = (kernel * scaled).astype(kernel.dtype)
@@ -89,7 +91,7 @@ def fold_batch_norm(
     biases = {site.op.name: site for site in sites}
 
     def apply(variables: Any, *args: Any) -> Any:
-        *_, folded = retrace(*args)
+        *_, folded = retrace(shapes, *args)
         given = tree.paths(variables)
 
         def add_bias(op: Op, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -123,7 +125,7 @@ def _sites(graph: Graph) -> list[_Site]:
         if place is None:
             continue
         kernel, axis = place
-        chain = _chain(graph, op, axis)
+        chain = graphs.affine_chain(graph, op.outputs[0], axis)
         if not any(step.kind in ("mul", "div") for step, _ in chain):
             continue
         found.append(_Site(op, kernel, "", axis, chain))
@@ -166,76 +168,6 @@ def _readers(graph: Graph, value: Value) -> int:
         moved = op.outputs[0] in graph.links
         total += _readers(graph, op.outputs[0]) if moved else 1
     return total + sum(value is output for output in graph.outputs)
-
-
-def _chain(graph: Graph, op: Op, axis: int) -> tuple[tuple[Op, Value], ...]:
-    """The affine operations after a contraction, as far as nothing else reads in between."""
-    chain: list[tuple[Op, Value]] = []
-    value = op.outputs[0]
-    while value not in graph.outputs:
-        readers = graph.consumers.get(value, ())
-        if len(readers) != 1 or readers[0].kind not in _AFFINE:
-            break
-        step = readers[0]
-        side = step.inputs.index(value)
-        other = step.inputs[1 - side]
-        divides = step.kind == "div" and side == 1
-        if divides or not graph.is_static(other) or step.out_shape != value.shape:
-            break
-        if channel_vector(graph, other, axis) is None:
-            break
-        chain.append((step, other))
-        value = step.outputs[0]
-    return tuple(chain)
-
-
-def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
-    """Looks through broadcasts for a value that varies along one axis alone.
-
-    Args:
-      graph: the graph.
-      value: an operand of an elementwise operation.
-      axis: the channel axis of that operation's output.
-
-    Returns:
-      The value before broadcasting (its elements, flat, are one scalar or one number for each
-      channel), or `None` where the operand varies along another axis.
-
-    Example:
-      >>> graph = graphs.trace(lambda v, x: x + v, jnp.ones((1, 4)), jnp.ones((2, 4)))
-      >>> channel_vector(graph, graph.variables[''], 1).shape, channel_vector(graph, graph.variables[''], 0)
-      ((1, 4), None)
-    """
-    varying = [i for i, length in enumerate(value.shape) if length != 1]
-    if not varying or varying == [axis]:
-        return value
-    producer = graph.producers.get(value)
-    if producer is None or producer.kind != "broadcast_in_dim":
-        return None
-    source = producer.inputs[0]
-    dims = producer.params["broadcast_dimensions"]
-    inner = [dims[i] for i, length in enumerate(source.shape) if length != 1]
-    return source if inner in ([], [axis]) else None
-
-
-def _affine(graph: Graph, site: _Site, leaves: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Scale and shift of a chain, as [channels] or scalar arrays."""
-    known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
-    vectors = [channel_vector(graph, other, site.axis) for _, other in site.chain]
-    numbers = graphs.evaluate(graph, [v for v in vectors if v is not None], known)
-    scale, shift = jnp.ones(()), jnp.zeros(())
-    for (step, other), number in zip(site.chain, numbers, strict=True):
-        flat = jnp.reshape(jnp.asarray(number), (-1,))
-        flipped = step.inputs[0] is other
-        if step.kind == "add":
-            shift = shift + flat
-        elif step.kind == "sub":
-            scale, shift = (-scale, flat - shift) if flipped else (scale, shift - flat)
-        elif step.kind == "mul":
-            scale, shift = scale * flat, shift * flat
-        else:
-            scale, shift = scale / flat, shift / flat
-    return scale, shift
 
 
 def _to_kernel(graph: Graph, site: _Site, scale: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Tracing again for the shapes of each call, once for each shape.
 
-A transformed function must not fix the batch size it was made with. `Retrace` holds the shapes of the
-*original* variables, traces the original function for whatever inputs it is called with, and keeps
-what a transform made of each graph.
+A transformed function must not fix the batch size it was made with. `Retrace` traces the original
+function for whatever inputs it is called with, with the shapes of the variables that *it* takes, and
+keeps what a transform made of each graph.
 """
 
 from collections.abc import Callable
@@ -35,35 +35,32 @@ def template(tree: Any) -> Any:
 class Retrace(Generic[T]):
     """Makes `prepare(graph)` for the shapes of each call, and remembers it.
 
-    Attributes:
-      variables: shapes and dtypes of the variables that the function is traced with.
-
     Example:
-      >>> macs = Retrace(lambda v, x: x @ v, jnp.ones((3, 2)), lambda graph: graph.macs)
-      >>> macs(jnp.ones((1, 3))), macs(jnp.ones((5, 3)))
+      >>> macs = Retrace(lambda v, x: x @ v, lambda graph: graph.macs)
+      >>> macs(jnp.ones((3, 2)), jnp.ones((1, 3))), macs(jnp.ones((3, 2)), jnp.ones((5, 3)))
       (6, 30)
     """
 
     def __init__(
         self,
         fn: Callable[..., Any],
-        variables: Any,
         prepare: Callable[[Graph], T],
         *,
         keep_custom: bool = True,
     ):
-        self.variables = template(variables)
         self._fn = fn
         self._prepare = prepare
         self._keep_custom = keep_custom
         self._made: dict[Any, T] = {}
 
-    def __call__(self, *args: Any) -> T:
-        leaves, structure = jax.tree.flatten(template(args))
+    def __call__(self, variables: Any, *args: Any) -> T:
+        """Prepares for the shapes of `variables` (arrays or their `template`) and `args`."""
+        shapes = template((variables, args))
+        leaves, structure = jax.tree.flatten(shapes)
         key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), _precision())
         if key in self._made:
             return self._made[key]
-        graph = trace(self._fn, self.variables, *args, keep_custom=self._keep_custom)
+        graph = trace(self._fn, shapes[0], *shapes[1], keep_custom=self._keep_custom)
         made = self._prepare(graph)
         if not any(isinstance(const, jax.core.Tracer) for const in graph.constants.values()):
             self._made[key] = made

@@ -1,0 +1,121 @@
+"""Affine maps per channel: the part of a graph that can be multiplied into a kernel.
+
+Batch norm in evaluation mode, a bias and a constant factor are all of this form. Folding and
+quantization both read it here, so they agree on what belongs to a kernel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.graph.interpret import evaluate
+from compressjax.graph.trace import Graph, Op, Value
+
+_AFFINE = frozenset({"add", "sub", "mul", "div"})
+
+Chain = tuple[tuple[Op, Value], ...]
+
+
+def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
+    """Collects the per-channel affine operations that follow a value.
+
+    Args:
+      graph: the graph.
+      value: what the first of them reads, such as the output of a convolution.
+      axis: the channel axis of `value`.
+
+    Returns:
+      Each operation with its static operand, in order, as far as nothing else reads in between.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: (x * v + 1.0).sum(), jnp.ones((1, 4)), jnp.ones((2, 4)))
+      >>> [op.kind for op, _ in affine_chain(graph, graph.inputs['input_0'], 1)]
+      ['mul', 'add']
+    """
+    chain: list[tuple[Op, Value]] = []
+    while value not in graph.outputs:
+        readers = graph.consumers.get(value, ())
+        if len(readers) != 1 or readers[0].kind not in _AFFINE:
+            break
+        step = readers[0]
+        side = step.inputs.index(value)
+        other = step.inputs[1 - side]
+        divides = step.kind == "div" and side == 1
+        if divides or not graph.is_static(other) or step.out_shape != value.shape:
+            break
+        if channel_vector(graph, other, axis) is None:
+            break
+        chain.append((step, other))
+        value = step.outputs[0]
+    return tuple(chain)
+
+
+def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
+    """Looks through broadcasts for a value that varies along one axis alone.
+
+    Args:
+      graph: the graph.
+      value: an operand of an elementwise operation.
+      axis: the channel axis of that operation's output.
+
+    Returns:
+      The value before broadcasting (its elements, flat, are one scalar or one number for each
+      channel), or `None` where the operand varies along another axis.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: x + v, jnp.ones((1, 4)), jnp.ones((2, 4)))
+      >>> channel_vector(graph, graph.variables[''], 1).shape, channel_vector(graph, graph.variables[''], 0)
+      ((1, 4), None)
+    """
+    varying = [i for i, length in enumerate(value.shape) if length != 1]
+    if not varying or varying == [axis]:
+        return value
+    producer = graph.producers.get(value)
+    if producer is None or producer.kind != "broadcast_in_dim":
+        return None
+    source = producer.inputs[0]
+    dims = producer.params["broadcast_dimensions"]
+    inner = [dims[i] for i, length in enumerate(source.shape) if length != 1]
+    return source if inner in ([], [axis]) else None
+
+
+def affine_map(
+    graph: Graph, chain: Chain, axis: int, known: Mapping[Value, Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Evaluates a chain as `scale * value + shift`.
+
+    Args:
+      graph: the graph.
+      chain: from `affine_chain`.
+      axis: the channel axis that `affine_chain` was given.
+      known: the arrays of the variables, by value.
+
+    Returns:
+      Scale and shift, each `[channels]` or a scalar.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: 1.0 - x * v, jnp.ones((1, 2)), jnp.ones((2, 2)))
+      >>> chain = affine_chain(graph, graph.inputs['input_0'], 1)
+      >>> affine_map(graph, chain, 1, {graph.variables['']: jnp.array([[2.0, 3.0]])})
+      (Array([-2., -3.], dtype=float32), Array([1., 1.], dtype=float32))
+    """
+    vectors = [channel_vector(graph, other, axis) for _, other in chain]
+    numbers = evaluate(graph, [v for v in vectors if v is not None], known)
+    scale, shift = jnp.ones(()), jnp.zeros(())
+    for (step, other), number in zip(chain, numbers, strict=True):
+        flat = jnp.reshape(jnp.asarray(number), (-1,))
+        flipped = step.inputs[0] is other
+        if step.kind == "add":
+            shift = shift + flat
+        elif step.kind == "sub":
+            scale, shift = (-scale, flat - shift) if flipped else (scale, shift - flat)
+        elif step.kind == "mul":
+            scale, shift = scale * flat, shift * flat
+        else:
+            scale, shift = scale / flat, shift / flat
+    return scale, shift
