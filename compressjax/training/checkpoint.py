@@ -13,6 +13,7 @@ import zlib
 from typing import Any, Self, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -142,7 +143,7 @@ def _index(state: Any, *, checksum: bool = True) -> dict[str, dict[str, Any]]:
         if checksum:
             array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
             whole = getattr(array, "is_fully_addressable", True)
-            entry["crc32"] = zlib.crc32(np.ascontiguousarray(array)) if whole else None
+            entry["crc32"] = zlib.crc32(np.asarray(array).tobytes()) if whole else None
         index[jax.tree_util.keystr(path, simple=True, separator="/")] = entry
     return index
 
@@ -152,7 +153,7 @@ def _dtype(leaf: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _abstract(template: State) -> State:
