@@ -8,6 +8,7 @@ A real value is `scale * (code - zero_point)`, as in LiteRT (Jacob et al., 2018,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -92,6 +93,27 @@ class Frozen:
     inputs: tuple[tuple[str, tuple[int, ...], float, int], ...]
     steps: tuple[FrozenStep, ...]
     outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses names that do not exist and grids that LiteRT cannot hold."""
+        known: set[str] = set()
+        grids = [(name, (), scale, point) for name, _, scale, point in self.inputs]
+        grids += [(step.name, step.inputs, step.scale, step.zero_point) for step in self.steps]
+        for name, reads, scale, zero_point in grids:
+            if name in known:
+                raise ValueError(f"two values of the frozen plan are called {name!r}")
+            for missing in set(reads) - known:
+                raise ValueError(f"step {name!r} reads {missing!r}, which no earlier step makes")
+            if not (math.isfinite(scale) and np.float32(scale) > 0):
+                raise ValueError(
+                    f"{name!r} has the scale {scale}, expected a positive finite float32: "
+                    "calibrate on batches without NaN or infinities"
+                )
+            if not -128 <= zero_point <= 127:
+                raise ValueError(f"{name!r} has the zero point {zero_point}, outside [-128, 127]")
+            known.add(name)
+        for missing in set(self.outputs) - known:
+            raise ValueError(f"the frozen plan returns {missing!r}, which no step makes")
 
     def quantization(self) -> dict[str, tuple[float, int]]:
         """Gives scale and zero point of every activation by name.

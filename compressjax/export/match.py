@@ -1,0 +1,169 @@
+"""Finds the frozen step behind every operation of a converted file.
+
+The file and the plan are both graphs; the labels of `provisional.py` say which values may be the
+same, and the operation's kind and operands decide among them. A converter may fold a pad into a
+convolution, drop or add reshapes, and change the order of operations: all of that is seen through
+here. What is not seen through is an error that names the operation or the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from compressjax.export import flatbuffer
+from compressjax.export.provisional import names_by_scale
+from compressjax.quant.frozen import Frozen, FrozenStep
+
+_OPS = {
+    "conv": "CONV_2D DEPTHWISE_CONV_2D",
+    "depthwise_conv": "DEPTHWISE_CONV_2D CONV_2D",
+    "dense": "FULLY_CONNECTED CONV_2D",
+    "max_pool": "MAX_POOL_2D",
+    "avg_pool": "AVERAGE_POOL_2D",
+    "concatenate": "CONCATENATION",
+    "pad": "PAD PADV2",
+    "reshape": "RESHAPE SQUEEZE EXPAND_DIMS",
+    "transpose": "TRANSPOSE RESHAPE",
+    "slice": "SLICE STRIDED_SLICE",
+}
+_VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())
+_FOLDABLE = frozenset("pad reshape transpose".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """What each part of a converted file is in the plan.
+
+    Attributes:
+        names: tensor -> (name to write, value of the plan whose grid it has).
+        steps: operator -> name of its step.
+        inputs: float tensors of the graph's inputs, in the plan's order.
+        outputs: float tensors of the graph's outputs, in the plan's order.
+        entry: the QUANTIZE operators of the inputs.
+        exits: the DEQUANTIZE operators of the outputs.
+    """
+
+    names: dict[int, tuple[str, str]]
+    steps: dict[int, str]
+    inputs: list[int]
+    outputs: list[int]
+    entry: list[int]
+    exits: list[int]
+
+
+def match(model: Any, plan: Frozen) -> Matched:
+    """Recognises the tensors of a file by the labels of its plan.
+
+    Args:
+        model: the unpacked file that a converter made of `plan`.
+        plan: a plan made by `provisional.label`.
+
+    Returns:
+        The correspondence.
+
+    Raises:
+        ValueError: an operation has no step, or a step no operation.
+    """
+    return _Matcher(model, plan).run()
+
+
+class _Matcher:
+    def __init__(self, model: Any, plan: Frozen) -> None:
+        self.model, self.plan = model, plan
+        self.graph = model.subgraphs[0]
+        self.labels = names_by_scale(plan)
+        self.scales = np.array(sorted(self.labels))
+        self.steps = {step.name: step for step in plan.steps}
+        self.free = dict(self.steps)
+        self.found = Matched({}, {}, [], [], [], [])
+        signature = model.signatureDefs[0]
+        self.entries = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.inputs}
+        self.exits = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.outputs}
+
+    def run(self) -> Matched:
+        for index, operator in enumerate(self.graph.operators):
+            op = flatbuffer.op_name(self.model, operator)
+            if op == "QUANTIZE" and operator.inputs[0] in self.entries:
+                self._enter(index, operator)
+            elif op == "DEQUANTIZE" and operator.outputs[0] in self.exits:
+                self.found.exits.append(index)
+            else:
+                self._operation(index, operator, op)
+        lost = [step for step in self.free.values() if step.kind not in _FOLDABLE]
+        if lost:
+            raise ValueError(
+                f"the converter left no operation for step {lost[0].name!r} ({lost[0].kind} of "
+                f"{list(lost[0].inputs)}): nothing in the file has its label"
+            )
+        by_name = {name: tensor for tensor, name in self.entries.items()}
+        self.found.inputs.extend(by_name[name] for name, *_ in self.plan.inputs)
+        by_name = {name: tensor for tensor, name in self.exits.items()}
+        self.found.outputs.extend(by_name[f"output_{i}"] for i in range(len(self.plan.outputs)))
+        self._check_exits()
+        return self.found
+
+    def _enter(self, index: int, operator: Any) -> None:
+        name = self.entries[operator.inputs[0]]
+        self.found.entry.append(index)
+        self.found.names[int(operator.outputs[0])] = (name, name)
+
+    def _operation(self, index: int, operator: Any, op: str) -> None:
+        output = int(operator.outputs[0])
+        sources = [self.found.names[i][1] for i in operator.inputs if i in self.found.names]
+        step = self._step(op, sources, self.graph.tensors[output])
+        if step is not None:
+            del self.free[step.name]
+            self.found.names[output] = (step.name, step.name)
+            self.found.steps[index] = step.name
+        elif op in _VIEWS and len(sources) == 1 and self._is_int8(output):
+            self.found.names[output] = (f"{sources[0]}/view_{output}", sources[0])
+        else:
+            kind = self.graph.tensors[output].type
+            raise ValueError(
+                f"operation {index} ({op}) of the converted file, which reads {sources}, has no "
+                f"step in the plan (its result has the type number {kind}; 9 is int8). "
+                "Quantize it with a step of its own, or write the layer without it."
+            )
+
+    def _is_int8(self, tensor: int) -> bool:
+        return flatbuffer.dtype(self.graph.tensors[tensor]) == np.int8
+
+    def _step(self, op: str, sources: list[str], tensor: Any) -> FrozenStep | None:
+        """The unused step with the tensor's label, this operation, and these operands."""
+        quantization = tensor.quantization
+        if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
+            return None
+        scale = float(quantization.scale[0])
+        nearest = float(self.scales[np.abs(self.scales - scale).argmin()])
+        if abs(nearest - scale) > 1e-5 * nearest:
+            return None
+        roots = sorted(map(self._root, sources))
+        steps = [self.free[name] for name in self.labels[nearest] if name in self.free]
+        steps = [
+            step for step in steps
+            if op in _OPS.get(step.kind, step.kind.upper()).split()
+            and sorted(map(self._root, step.inputs)) == roots
+        ]  # fmt: skip
+        shape = tuple(int(size) for size in tensor.shape)
+        order = list(self.steps)
+        steps.sort(key=lambda step: (step.out_shape != shape, order.index(step.name)))
+        return steps[0] if steps else None
+
+    def _root(self, name: str) -> str:
+        """The value that a chain of foldable steps starts from."""
+        while name in self.steps and self.steps[name].kind in _FOLDABLE:
+            name = self.steps[name].inputs[0]
+        return name
+
+    def _check_exits(self) -> None:
+        """The file must return the values that the plan returns."""
+        for index in self.found.exits:
+            operator = self.graph.operators[index]
+            position = int(self.exits[operator.outputs[0]].removeprefix("output_"))
+            expected = self.plan.outputs[position]
+            value = self.found.names.get(int(operator.inputs[0]), ("", ""))[1]
+            if self._root(value) != self._root(expected):
+                raise ValueError(f"output {position} returns {value!r}, the plan {expected!r}")

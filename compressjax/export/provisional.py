@@ -1,0 +1,143 @@
+"""Gives a converter a plan whose numbers are labels, so that its work can be recognised.
+
+A converter chooses and fuses operations well, but it recomputes scales, rounds weights, folds
+pads and forgets names. So it never sees the real numbers: each activation that has a scale of
+its own gets a scale that nobody else has, and each weight gets pseudo-random codes whose layout
+can be read back. `rewrite.py` recognises every tensor by its label and writes the real numbers.
+What the converter does thus depends on the structure of a plan alone, never on its values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compressjax.quant.frozen import Codes, Frozen, FrozenStep
+
+SAME_SCALE = frozenset(
+    "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse".split()
+)
+FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
+_WEIGHT_SCALE = np.float32(2**-7)
+_MARK = 1024  # labels are 1, 1 + 1/1024, 1 + 2/1024, ...: exact in float32, far apart
+
+
+def label(plan: Frozen) -> Frozen:
+    """Replaces the numbers of a plan by labels.
+
+    Args:
+        plan: the frozen plan.
+
+    Returns:
+        A plan of the same structure. Values that LiteRT lets share one scale have one label.
+
+    Raises:
+        ValueError: the operands of a step that must share one scale do not, or a step with a
+            fixed scale has another.
+    """
+    scales = _labels(plan)
+    points = {name: point for name, (_, point) in plan.quantization().items()}
+    steps = []
+    for step in plan.steps:
+        constants = tuple(_constant(codes, scales[step.inputs[0]]) for codes in step.constants)
+        steps.append(dataclasses.replace(step, constants=constants, scale=scales[step.name]))
+    inputs = tuple((name, shape, scales[name], points[name]) for name, shape, _, _ in plan.inputs)
+    return Frozen(inputs, tuple(steps), plan.outputs)
+
+
+def evaluate(
+    plan: Frozen,
+    inputs: Sequence[Any],
+    quantize: Callable[[Any, float, int], Any],
+    run: Callable[[FrozenStep, Sequence[Any]], Any],
+) -> list[Any]:
+    """Evaluates a plan with quantization marked on every value.
+
+    Args:
+        plan: the plan.
+        inputs: one float array or tensor per plan input.
+        quantize: `quantize(value, scale, zero_point)` marks a value as quantized.
+        run: `run(step, values)` computes a step on its inputs.
+
+    Returns:
+        The values of `plan.outputs`.
+    """
+    values = {}
+    for (name, _, scale, point), value in zip(plan.inputs, inputs, strict=True):
+        values[name] = quantize(value, scale, point)
+    for step in plan.steps:
+        result = run(step, [values[name] for name in step.inputs])
+        values[step.name] = quantize(result, step.scale, step.zero_point)
+    return [values[name] for name in plan.outputs]
+
+
+def names_by_scale(plan: Frozen) -> Mapping[float, frozenset[str]]:
+    """Groups the values of a labelled plan by their label.
+
+    Args:
+        plan: a plan made by `label`.
+
+    Returns:
+        `{scale: names}`.
+    """
+    groups: dict[float, set[str]] = {}
+    for name, (scale, _) in plan.quantization().items():
+        groups.setdefault(scale, set()).add(name)
+    return {scale: frozenset(names) for scale, names in groups.items()}
+
+
+def _labels(plan: Frozen) -> dict[str, float]:
+    """Labels by name: one for each set of values that are bound to share a scale."""
+    grids = plan.quantization()
+    parent = {name: name for name in grids}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    fixed: dict[str, float] = {}
+    for step in plan.steps:
+        if step.kind in SAME_SCALE:
+            for source in step.inputs:
+                _expect(step, grids[source], f"of its input {source!r}")
+                parent[find(source)] = find(step.name)
+        elif step.kind in FIXED_SCALE:
+            _expect(step, FIXED_SCALE[step.kind], f"that LiteRT fixes for {step.kind}")
+            fixed[step.name] = step.scale
+    known = {find(name): scale for name, scale in fixed.items()}
+    labels: dict[str, float] = {}
+    for name in grids:
+        root = find(name)
+        if root not in known:
+            known[root] = 1 + (len(known) + 1) / _MARK
+        labels[name] = known[root]
+    return labels
+
+
+def _expect(step: FrozenStep, grid: tuple[float, int], whose: str) -> None:
+    if not math.isclose(step.scale, grid[0], rel_tol=1e-7) or step.zero_point != grid[1]:
+        raise ValueError(
+            f"step {step.name!r} ({step.kind}) has scale {step.scale} and zero point "
+            f"{step.zero_point}; expected {grid[0]} and {grid[1]}, those {whose}"
+        )
+
+
+def _constant(codes: Codes, input_scale: float) -> Codes:
+    """Pseudo-random codes of the same shape; every channel reaches 127, so none is rescaled."""
+    shape, rng = codes.codes.shape, np.random.default_rng(codes.codes.size)
+    if codes.codes.dtype == np.int32:
+        scale = np.float32(input_scale) * _WEIGHT_SCALE
+        return Codes(rng.integers(1, 1000, shape, np.int32), np.asarray(scale), None)
+    pattern = rng.integers(-127, 128, shape, np.int8)
+    axis = codes.axis
+    if axis is None:
+        pattern.flat[0] = 127
+        return Codes(pattern, np.asarray(_WEIGHT_SCALE), None, codes.zero_point)
+    first = tuple(slice(None) if i == axis else 0 for i in range(len(shape)))
+    pattern[first] = 127
+    return Codes(pattern, np.full(shape[axis], _WEIGHT_SCALE), axis, codes.zero_point)

@@ -1,0 +1,219 @@
+"""Writes the exact numbers of a frozen plan into the file that a converter made of its labels.
+
+`match.py` says which tensor is which; here every activation gets its name, scale and zero point,
+every weight its codes in the layout that the converter chose, every bias its int32 codes. So both
+converters give the same integers, and nothing is left to a recomputed scale.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from compressjax.export import flatbuffer
+from compressjax.export._require import require
+from compressjax.export.match import Matched, match
+from compressjax.quant.frozen import Codes, Frozen, FrozenStep
+
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+
+
+def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> bytes:
+    """Puts the numbers of a plan into a converted file.
+
+    Args:
+        raw: what a converter made of `labelled`.
+        plan: the frozen plan with the real numbers.
+        labelled: `provisional.label(plan)`.
+        int8_io: leave out the QUANTIZE of each input and the DEQUANTIZE of each output.
+
+    Returns:
+        The finished .tflite.
+
+    Raises:
+        ValueError: an operation of the file has no step, or a step no operation.
+    """
+    model = flatbuffer.read(raw)
+    matched = match(model, labelled)
+    grids = plan.quantization()
+    steps = {step.name: step for step in plan.steps}
+    labels = {step.name: step for step in labelled.steps}
+    graph = model.subgraphs[0]
+    for tensor, (name, value) in matched.names.items():
+        graph.tensors[tensor].name = name
+        scale, zero_point = grids[value]
+        _set_grid(graph.tensors[tensor], np.float32([scale]), zero_point, 0)
+    for index, name in matched.steps.items():
+        writer = _Constants(model, graph.operators[index], steps[name], labels[name])
+        writer.write(grids[steps[name].inputs[0]][0], matched)
+    _name_ends(graph, model.signatureDefs[0], matched, plan)
+    if int8_io:
+        _strip_float(graph, model.signatureDefs[0], matched)
+    _drop_unused(model)
+    return flatbuffer.write(model)
+
+
+def _set_grid(tensor: Any, scale: np.ndarray, zero_point: int, axis: int) -> None:
+    schema = require("ai_edge_litert.schema_py_generated")
+    scales = np.asarray(scale, np.float32).reshape(-1)
+    points = np.full(scales.shape, zero_point, np.int64)
+    tensor.quantization = schema.QuantizationParametersT(
+        scale=scales, zeroPoint=points, quantizedDimension=axis
+    )
+
+
+class _Constants:
+    """Writes the constant operands of one operation."""
+
+    def __init__(self, model: Any, operator: Any, step: FrozenStep, label: FrozenStep) -> None:
+        self.model = model
+        self.graph = model.subgraphs[0]
+        self.operator = operator
+        self.step = step
+        self.label = label
+        self.op = flatbuffer.op_name(model, operator)
+
+    def write(self, input_scale: float, matched: Matched) -> None:
+        weights = self.op in _CHANNEL_AXIS
+        slot = 0
+        for place, index in enumerate(list(self.operator.inputs)):
+            if index < 0 or index in matched.names:
+                continue
+            tensor = self.graph.tensors[index]
+            old = flatbuffer.constant(self.model, tensor)
+            if tensor.quantization is None or tensor.quantization.scale is None:
+                self._own(place, old, f"{self.step.name}/operand_{place}")
+                continue
+            if weights and place == 2:
+                continue
+            if slot >= len(self.step.constants) or old is None:
+                raise ValueError(
+                    f"operation {self.op} of step {self.step.name!r} has a constant operand "
+                    f"{place} that the step has not: found {len(self.step.constants)} constants"
+                )
+            self._weight(place, old, slot, weights)
+            slot += 1
+        if weights:
+            self._bias(input_scale)
+
+    def _own(self, place: int, data: np.ndarray, name: str) -> Any:
+        """Gives the operand a tensor and a buffer that no other operation shares."""
+        schema = require("ai_edge_litert.schema_py_generated")
+        types = {np.dtype(np.int8): "INT8", np.dtype(np.int32): "INT32"}
+        kind = getattr(schema.TensorType, types.get(data.dtype, str(data.dtype).upper()))
+        self.model.buffers.append(schema.BufferT(np.frombuffer(data.tobytes(), np.uint8)))
+        tensor = schema.TensorT(
+            shape=list(data.shape), type=kind, buffer=len(self.model.buffers) - 1, name=name,
+            hasRank=True,
+        )  # fmt: skip
+        self.graph.tensors.append(tensor)
+        operands = list(self.operator.inputs)
+        operands += [-1] * (place + 1 - len(operands))
+        operands[place] = len(self.graph.tensors) - 1
+        self.operator.inputs = operands
+        return tensor
+
+    def _weight(self, place: int, old: np.ndarray, slot: int, weights: bool) -> None:
+        codes, pattern = self.step.constants[slot], self.label.constants[slot].codes
+        data = _same_layout(pattern, old, codes.codes)
+        if data is None:
+            raise ValueError(
+                f"operation {self.op}: its constant of shape {list(old.shape)} is not a layout of "
+                f"the constant {list(codes.codes.shape)} of step {self.step.name!r}"
+            )
+        name = f"{self.step.name}/weight" if weights else f"{self.step.name}/constant"
+        tensor = self._own(place, data, name)
+        axis = _CHANNEL_AXIS[self.op] if weights and codes.axis is not None else 0
+        if codes.axis is not None and data.shape[axis] != codes.codes.shape[codes.axis]:
+            raise ValueError(
+                f"step {self.step.name!r} has scales along axis {codes.axis} of its constant "
+                f"{list(codes.codes.shape)}; {self.op} takes one per output channel"
+            )
+        _set_grid(tensor, codes.scale, codes.zero_point, axis)
+
+    def _bias(self, input_scale: float) -> None:
+        biases = [codes for codes in self.step.constants if codes.codes.dtype == np.int32]
+        weight = self.step.constants[0]
+        if biases:
+            bias = biases[0]
+        else:
+            channels = self.graph.tensors[self.operator.outputs[0]].shape[-1]
+            scale = np.float32(input_scale) * np.asarray(weight.scale, np.float32)
+            bias = Codes(np.zeros(channels, np.int32), scale, None)
+        data = np.ascontiguousarray(bias.codes.reshape(-1))
+        tensor = self._own(2, data, f"{self.step.name}/bias")
+        _set_grid(tensor, bias.scale, 0, 0)
+
+
+def _same_layout(pattern: np.ndarray, old: np.ndarray, codes: np.ndarray) -> np.ndarray | None:
+    """Moves the axes of `codes` as the converter moved those of `pattern` to get `old`."""
+    wide = old.astype(np.int16)
+    for order in itertools.permutations(range(pattern.ndim)):
+        moved = pattern.transpose(order)
+        if moved.size == old.size:
+            if (np.abs(moved.reshape(old.shape).astype(np.int16) - wide) <= 1).all():
+                return np.ascontiguousarray(codes.transpose(order).reshape(old.shape))
+    return None
+
+
+def _name_ends(graph: Any, signature: Any, matched: Matched, plan: Frozen) -> None:
+    """Names the float ends of the graph and puts the signature in the plan's order."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    graph.name = "main"
+    signature.inputs, signature.outputs = [], []
+    for i, (tensor, name) in enumerate(zip(matched.inputs, plan.inputs, strict=True)):
+        graph.tensors[tensor].name = f"serving_default_{name[0]}:0"
+        signature.inputs.append(schema.TensorMapT(name[0], tensor))
+    for i, tensor in enumerate(matched.outputs):
+        graph.tensors[tensor].name = f"output_{i}"
+        signature.outputs.append(schema.TensorMapT(f"output_{i}", tensor))
+    graph.inputs, graph.outputs = list(matched.inputs), list(matched.outputs)
+
+
+def _strip_float(graph: Any, signature: Any, matched: Matched) -> None:
+    """Removes the QUANTIZE and DEQUANTIZE operations at the ends."""
+    other = {op.inputs[0]: op.outputs[0] for op in map(graph.operators.__getitem__, matched.entry)}
+    other |= {op.outputs[0]: op.inputs[0] for op in map(graph.operators.__getitem__, matched.exits)}
+    removed = set(matched.entry) | set(matched.exits)
+    graph.operators = [op for i, op in enumerate(graph.operators) if i not in removed]
+    graph.inputs = [other[i] for i in graph.inputs]
+    graph.outputs = [other[i] for i in graph.outputs]
+    for entry in [*signature.inputs, *signature.outputs]:
+        entry.tensorIndex = other[entry.tensorIndex]
+
+
+def _drop_unused(model: Any) -> None:
+    """Keeps the tensors, buffers and operator codes that are still referred to, in order."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    used = dict.fromkeys(int(i) for i in graph.inputs)
+    for operator in graph.operators:
+        operator.intermediates = None
+        for index in [*operator.inputs, *operator.outputs]:
+            if index >= 0:
+                used[int(index)] = None
+    place = {old: new for new, old in enumerate(used)} | {-1: -1}
+    graph.tensors = [graph.tensors[i] for i in used]
+    graph.inputs = [place[i] for i in graph.inputs]
+    graph.outputs = [place[i] for i in graph.outputs]
+    for operator in graph.operators:
+        operator.inputs = [place[int(i)] for i in operator.inputs]
+        operator.outputs = [place[int(i)] for i in operator.outputs]
+    for entry in [*signature.inputs, *signature.outputs]:
+        entry.tensorIndex = place[entry.tensorIndex]
+    buffers = [schema.BufferT()]
+    version = [m for m in model.metadata or [] if flatbuffer.text(m.name) == "min_runtime_version"]
+    for holder in [*graph.tensors, *version]:
+        data = model.buffers[holder.buffer].data
+        holder.buffer = 0
+        if data is not None and len(data):
+            buffers.append(schema.BufferT(data))
+            holder.buffer = len(buffers) - 1
+    model.buffers, model.metadata, model.metadataBuffer = buffers, version, None
+    codes = sorted({operator.opcodeIndex for operator in graph.operators})
+    for operator in graph.operators:
+        operator.opcodeIndex = codes.index(operator.opcodeIndex)
+    model.operatorCodes = [model.operatorCodes[i] for i in codes]
+    model.description = "compressjax"

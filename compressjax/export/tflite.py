@@ -1,0 +1,93 @@
+"""The one way to a .tflite, float or int8, through either converter.
+
+A quantized model goes as labels through a converter and gets its numbers back afterwards
+(`provisional.py`, `rewrite.py`); a float function goes through as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from compressjax.export import jax2tf, litert
+from compressjax.export.provisional import label
+from compressjax.export.rewrite import rewrite
+
+Via = Literal["jax2tf", "litert"]
+_CONVERTERS = {"jax2tf": jax2tf, "litert": litert}
+
+
+def tflite(
+    fn_or_q: Any, variables: Any, *args: jax.Array, via: Via = "jax2tf", int8_io: bool = False
+) -> bytes:
+    """Exports a model as the bytes of a .tflite.
+
+    A function becomes a float32 model. A quantized model (anything with `freeze`) becomes an int8
+    model whose integers are those of its frozen plan: scales, zero points, weight codes and
+    biases are written into the file tensor by tensor, and each tensor carries its step's name.
+    The signature is `serving_default`, with inputs `input_0`, ... and outputs `output_0`, ...
+    The same arguments give the same bytes.
+
+    Args:
+        fn_or_q: `fn(variables, *args) -> array(s)`, or what `compressjax.quantize` returns.
+        variables: its variables; for a quantized model those that `calibrate` returned.
+        *args: example inputs, float32; their shapes are the shapes in the file.
+        via: `jax2tf` (TensorFlow's converter) or `litert` (litert-converter, no TensorFlow).
+        int8_io: int8 inputs and outputs instead of float ones (quantized models only).
+
+    Returns:
+        The file.
+
+    Raises:
+        TypeError: an input or output is not float32.
+        ValueError: `via` is unknown, `int8_io` is asked of a float model, there is no example
+            input, or the converter refuses an operation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from compressjax.export import flatbuffer
+        >>> def apply(variables, x):
+        ...     return jnp.maximum(x @ variables['params']['kernel'], 0)
+        >>> variables = {'params': {'kernel': jnp.eye(2)}}
+        >>> flatbuffer.ops(tflite(apply, variables, jnp.ones((1, 2)), via='litert'))
+        ['FULLY_CONNECTED']
+    """
+    if via not in _CONVERTERS:
+        raise ValueError(f"via={via!r} is unknown: choose one of {sorted(_CONVERTERS)}")
+    if not args:
+        raise ValueError("export needs an example input: tflite(fn, variables, x)")
+    for position, arg in enumerate(args):
+        if jnp.result_type(arg) != jnp.float32:
+            raise TypeError(
+                f"input {position} is {jnp.result_type(arg)}, expected float32: cast it before"
+            )
+    converter = _CONVERTERS[via]
+    if hasattr(fn_or_q, "freeze"):
+        plan = fn_or_q.freeze(variables, *args)
+        labelled = label(plan)
+        return rewrite(converter.convert_plan(labelled), plan, labelled, int8_io=int8_io)
+    if int8_io:
+        raise ValueError("int8_io=True needs a quantized model: compressjax.quantize it first")
+    specs = [
+        (f"input_{i}", jax.ShapeDtypeStruct(np.shape(arg), jnp.float32))
+        for i, arg in enumerate(args)
+    ]
+    whole = _flat(fn_or_q, variables)
+    for position, out in enumerate(jax.eval_shape(whole, *(spec for _, spec in specs))):
+        if out.dtype != jnp.float32:
+            raise TypeError(
+                f"output {position} of the model is {out.dtype} {list(out.shape)}, expected "
+                "float32: export the function before argmax or casts"
+            )
+    return converter.convert(whole, specs)
+
+
+def _flat(fn: Callable[..., Any], variables: Any) -> Callable[..., list[jax.Array]]:
+    def whole(*inputs: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(fn(variables, *inputs))
+
+    return whole
