@@ -25,6 +25,7 @@ class Theme(NamedTuple):
 
 
 LIGHT = Theme("#ffffff", "#24292f", "#d8dee4", "#0a62c9", "#9cc3f0")
+FALL = 4.0  # points under the best accuracy at which the left picture ends
 DARK = Theme("#12161c", "#e2e6eb", "#2c343e", "#6cb2ff", "#2f5c8f")
 
 
@@ -63,38 +64,39 @@ def _style(axes: Axes, theme: Theme) -> None:
     axes.tick_params(colors=theme.text, which="both", length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
-    axes.title.set_color(theme.text)
-    axes.title.set_fontsize(11)
     axes.xaxis.label.set_color(theme.text)
     axes.yaxis.label.set_color(theme.text)
 
 
 def _draw_accuracy(axes: Axes, rows: Sequence[StageRow], theme: Theme) -> None:
+    """Points joined in the order of the stages; what fell far below is marked at the lower edge."""
     sizes = [row.file_bytes / 1024 for row in rows]
     accuracies = [100 * row.accuracy for row in rows]
+    floor = max(accuracies) - FALL
+    heights = [max(accuracy, floor) for accuracy in accuracies]
     axes.set_xscale("log", base=2)
-    axes.plot(sizes, accuracies, color=theme.faint, linewidth=1.5, zorder=1)
-    axes.scatter(sizes, accuracies, color=theme.accent, s=48, zorder=2)
-    below_by_size: dict[int, int] = {}
-    for row, size, accuracy in zip(rows, sizes, accuracies, strict=True):
-        same = below_by_size.setdefault(row.file_bytes, 0)
-        below_by_size[row.file_bytes] += 1
+    axes.plot(sizes, heights, color=theme.faint, linewidth=1.5, zorder=1)
+    taken: dict[int, int] = {}
+    for row, size, accuracy, height in zip(rows, sizes, accuracies, heights, strict=True):
+        fell = accuracy < floor
+        axes.scatter(size, height, color=theme.accent, s=48, marker="v" if fell else "o", zorder=2)
+        above = taken.setdefault(row.file_bytes, 0) % 2 == 0 and not fell
+        taken[row.file_bytes] += 1
         axes.annotate(
-            row.stage,
-            (size, accuracy),
-            xytext=(0, 9 if same % 2 == 0 else -16),
+            f"{row.stage} ({accuracy:.1f} %)" if fell else row.stage,
+            (size, height),
+            xytext=(0, 9 if above else -17),
             textcoords="offset points",
             ha="center",
             fontsize=9,
             color=theme.text,
         )
-    low, high = min(accuracies), max(accuracies)
-    margin = max(0.2 * (high - low), 0.5)
-    axes.set_ylim(low - margin, high + margin)
+    margin = max(0.2 * (max(heights) - min(heights)), 0.5)
+    axes.set_ylim(min(heights) - margin, max(heights) + margin)
     axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_title("Accuracy against file size", loc="left")
+    axes.set_title("Accuracy against file size", loc="left", color=theme.text, fontsize=11)
     axes.set_xlabel("file, KiB (log)", fontsize=9)
     axes.set_ylabel("test accuracy, %", fontsize=9)
 
@@ -120,6 +122,6 @@ def _draw_sizes(axes: Axes, rows: Sequence[StageRow], theme: Theme) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(files + zipped))
     axes.grid(axis="x", color=theme.grid, linewidth=0.8)
-    axes.set_title("Size of each stage", loc="left")
+    axes.set_title("Size of each stage", loc="left", color=theme.text, fontsize=11)
     axes.set_xlabel("KiB", fontsize=9)
     axes.legend(frameon=False, labelcolor=theme.text, fontsize=9, loc="lower right")

@@ -16,6 +16,7 @@ from compressjax.report import page, plots, table
 ROWS = [
     report.StageRow("train", 12_345, 12_345, 1_000_000, 60_000, 55_000, 0.9925, 0.1234),
     report.StageRow("prune", 12_345, 3_000, 1_000_000, 60_000, 21_000, 0.9875, None),
+    report.StageRow("shrink", 3_300, 800, 270_000, 16_000, 9_000, 0.43, 0.05),
     report.StageRow("int8", 3_300, 800, 270_000, 6_000, 3_100, 0.99, 0.02),
 ]
 VERIFIED = [
