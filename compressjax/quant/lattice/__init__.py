@@ -1,0 +1,46 @@
+"""LiteRT's int8 arithmetic as differentiable functions of arrays: the lattice.
+
+A *code* is an int8 value held in a float32 array; `real = scale * (code - zero_point)`. Each
+function maps codes to codes exactly as LiteRT's default CPU kernels do (XNNPACK, and the builtin
+kernel where XNNPACK declines an operator), so a network run on codes gives the phone's own
+values, eagerly, jitted and batched. Gradients are straight-through (Jacob et al. 2018,
+1712.05877): rounding is the identity, and a value passes its gradient where it was not clamped.
+
+This package knows arrays only. Which operators of a network get which grid is placement's
+business, and running a graph on the lattice is `quantize`'s.
+"""
+
+from compressjax.quant.lattice.grid import (
+    Affine,
+    bias_codes,
+    bounds,
+    dequantize,
+    quantize,
+    ste_round,
+    straight_through,
+    weight_codes,
+)
+from compressjax.quant.lattice.pointwise import add, mul, requantize, sub
+from compressjax.quant.lattice.products import conv, dot_general
+from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
+
+__all__ = [
+    "Affine",
+    "add",
+    "avg_pool",
+    "bias_codes",
+    "bounds",
+    "conv",
+    "dequantize",
+    "dot_general",
+    "max_pool",
+    "mean",
+    "mul",
+    "quantize",
+    "requantize",
+    "ste_round",
+    "straight_through",
+    "sub",
+    "sum",
+    "weight_codes",
+]

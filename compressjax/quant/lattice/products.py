@@ -1,0 +1,233 @@
+"""The lattice's sums of products: convolutions and fully connected layers.
+
+Beside `pointwise` and `reductions`, which are cheap, these carry a network's cost, so they run as
+ordinary float32 convolutions and dots on codes: the products are integers, and float32 adds them
+exactly in any order while no partial sum can reach 2**24. A reduction long enough to get there is
+cut along its input channels into pieces that cannot, whose sums are added as int32.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from compressjax.quant.lattice.grid import (
+    Affine,
+    along,
+    bounds,
+    f32,
+    ratio,
+    store,
+    straight_through,
+)
+
+# An input code less its zero point times a weight code is at most 255 * 127.
+MAX_EXACT_TERMS = 2**24 // (255 * 127)
+
+Padding = str | Sequence[tuple[int, int]]
+Pieces = list[tuple[jax.Array, jax.Array]]
+
+
+def conv(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    x_q: Affine,
+    w_scale: jax.Array,
+    out_q: Affine,
+    *,
+    lo: float | None = None,
+    hi: float | None = None,
+    window_strides: Sequence[int],
+    padding: Padding,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: object,
+    feature_group_count: int = 1,
+) -> jax.Array:
+    """Computes CONV_2D or DEPTHWISE_CONV_2D: plain, strided, dilated, grouped, depthwise.
+
+    XNNPACK takes them all, grouped ones too. The integer sum of (x - zero_point) * w plus the
+    bias is rounded once to float32, multiplied by (x scale * w scale) / out scale in float32,
+    rounded half to even, shifted by the zero point and clamped.
+
+    Args:
+        x: input codes; any layout that `dimension_numbers` describes.
+        w: weight codes in [-127, 127].
+        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
+        x_q: the input's grid.
+        w_scale: the weights' scale, [] or [O].
+        out_q: the output's grid.
+        lo: least real value of the fused activation, or None.
+        hi: greatest real value of the fused activation, or None.
+        window_strides: one per spatial axis.
+        padding: 'SAME', 'VALID' or a pair per spatial axis; padded positions add zero.
+        rhs_dilation: kernel dilation per spatial axis, or None.
+        dimension_numbers: as `jax.lax.conv_general_dilated` takes it.
+        feature_group_count: number of groups; the input's channels for a depthwise conv.
+
+    Returns:
+        Output codes, float32.
+
+    Example:
+        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
+        >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.full((3, 3, 1, 2), 2.0)
+        >>> conv(x, w, jnp.array([1.0, -90.0]), one, jnp.float32(1.0), one, lo=0.0,
+        ...      window_strides=(1, 1), padding="VALID",
+        ...      dimension_numbers=("NHWC", "HWIO", "NHWC")).ravel().tolist()
+        [19.0, 0.0]
+    """
+    dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            window_strides,
+            padding,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dims,
+            feature_group_count=feature_group_count,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    centred = x - f32(x_q.zero_point)
+    pieces = _conv_pieces(centred, w, dims, feature_group_count)
+    acc = _exact_sum(product, centred, w, pieces)
+    return _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, dims.out_spec[1])
+
+
+def dot_general(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    x_q: Affine,
+    w_scale: jax.Array,
+    out_q: Affine,
+    *,
+    dimension_numbers: lax.DotDimensionNumbers,
+    lo: float | None = None,
+    hi: float | None = None,
+) -> jax.Array:
+    """Computes FULLY_CONNECTED, with the arithmetic of `conv`.
+
+    Args:
+        x: input codes.
+        w: weight codes in [-127, 127] with one free axis, [.., O].
+        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
+        x_q: the input's grid.
+        w_scale: the weights' scale, [] or [O].
+        out_q: the output's grid.
+        dimension_numbers: as `jax.lax.dot_general` takes it; `x` on the left.
+        lo: least real value of the fused activation, or None.
+        hi: greatest real value of the fused activation, or None.
+
+    Returns:
+        Output codes, float32, the free axis of `w` last.
+
+    Raises:
+        ValueError: if `w` has more than one free axis and `bias` or `w_scale` runs along it.
+
+    Example:
+        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
+        >>> dot_general(jnp.ones((1, 3)), jnp.ones((3, 2)), None, one, jnp.float32(0.5), one,
+        ...             dimension_numbers=(((1,), (0,)), ((), ()))).tolist()
+        [[2.0, 2.0]]
+    """
+    (x_axes, w_axes), (_, w_batch) = dimension_numbers
+    per_channel = bias is not None or jnp.ndim(w_scale) > 0
+    if per_channel and w.ndim != len(w_axes) + len(w_batch) + 1:
+        raise ValueError(
+            f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
+            "axis for the bias and the scales: reshape them to [.., O] first"
+        )
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            x,
+            w,
+            dimension_numbers,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    centred = x - f32(x_q.zero_point)
+    pieces = _dot_pieces(centred, w, tuple(x_axes), tuple(w_axes))
+    acc = _exact_sum(product, centred, w, pieces)
+    return _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, acc.ndim - 1)
+
+
+def _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, axis):
+    """Requantizes a float32 accumulator whose channels lie on `axis`."""
+    if bias is not None:
+        acc = acc + along(bias, axis, acc.ndim)
+    multiplier = ratio(f32(x_q.scale) * f32(w_scale), out_q.scale)
+    if multiplier.ndim:
+        multiplier = along(multiplier, axis, acc.ndim)
+    return store(acc * multiplier, out_q, *bounds(out_q, lo, hi))
+
+
+def _exact_sum(
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    pieces: Pieces,
+) -> jax.Array:
+    """Evaluates a bilinear product of codes exactly, rounding once to float32."""
+    if len(pieces) == 1:
+        return product(x, w)
+    total = sum(product(*piece).astype(jnp.int32) for piece in pieces)
+    return straight_through(lax.stop_gradient(total.astype(jnp.float32)), product(x, w))
+
+
+def _conv_pieces(x: jax.Array, w: jax.Array, dims: lax.ConvDimensionNumbers, groups: int) -> Pieces:
+    """Cuts a convolution along its input channels (and its kernel, if that alone is too long)."""
+    w_axis, x_axis = dims.rhs_spec[1], dims.lhs_spec[1]
+    depth, taps = w.shape[w_axis], int(np.prod([w.shape[axis] for axis in dims.rhs_spec[2:]]))
+    if depth * taps <= MAX_EXACT_TERMS:
+        return [(x, w)]
+    step = max(1, MAX_EXACT_TERMS // taps)
+    split = (*x.shape[:x_axis], groups, depth, *x.shape[x_axis + 1 :])
+    pieces = []
+    for start in range(0, depth, step):
+        stop = min(start + step, depth)
+        part = lax.slice_in_dim(x.reshape(split), start, stop, axis=x_axis + 1)
+        part = part.reshape(*x.shape[:x_axis], -1, *x.shape[x_axis + 1 :])
+        kernel = lax.slice_in_dim(w, start, stop, axis=w_axis)
+        pieces += [(part, kernel * mask) for mask in _tap_masks(kernel.shape, dims.rhs_spec[2:])]
+    return pieces
+
+
+def _tap_masks(shape: Sequence[int], axes: Sequence[int]) -> list[np.ndarray | float]:
+    """Parts the positions of a kernel's window into sets of at most MAX_EXACT_TERMS."""
+    sizes = [shape[axis] for axis in axes]
+    taps = int(np.prod(sizes))
+    if taps <= MAX_EXACT_TERMS:
+        return [1.0]
+    owner = np.arange(taps) // MAX_EXACT_TERMS
+    spread = np.ones(len(shape), int)
+    spread[list(axes)] = sizes
+    order = np.argsort(axes)
+    owner = owner.reshape(sizes).transpose(order).reshape(spread)
+    return [(owner == part).astype(np.float32) for part in range(owner.max() + 1)]
+
+
+def _dot_pieces(
+    x: jax.Array, w: jax.Array, x_axes: tuple[int, ...], w_axes: tuple[int, ...]
+) -> Pieces:
+    """Cuts a dot along its contracted axes, the longest first, until every piece is short."""
+    sizes = [w.shape[axis] for axis in w_axes]
+    if int(np.prod(sizes)) <= MAX_EXACT_TERMS:
+        return [(x, w)]
+    longest = int(np.argmax(sizes))
+    rest = int(np.prod(sizes)) // sizes[longest]
+    step = max(1, MAX_EXACT_TERMS // rest)
+    pieces = []
+    for start in range(0, sizes[longest], step):
+        stop = min(start + step, sizes[longest])
+        part = lax.slice_in_dim(x, start, stop, axis=x_axes[longest])
+        kernel = lax.slice_in_dim(w, start, stop, axis=w_axes[longest])
+        pieces += _dot_pieces(part, kernel, x_axes, w_axes)
+    return pieces

@@ -1,0 +1,563 @@
+"""The lattice against LiteRT itself, operator by operator, with equality and no tolerance.
+
+Every case runs three ways: eagerly, jitted with all operands as arguments, and jitted with the
+scales and weights closed over as constants, because compilers rewrite constants.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from support import tflite_ops as ops
+
+from compressjax.quant import lattice
+from compressjax.quant.lattice import Affine
+from compressjax.quant.lattice.products import MAX_EXACT_TERMS
+
+F32 = np.float32
+NHWC = ("NHWC", "OHWI", "NHWC")
+ACTIVATIONS = {
+    "none": {},
+    "relu": {"lo": 0.0},
+    "relu6": {"lo": 0.0, "hi": 6.0},
+    "relu_n1_to_1": {"lo": -1.0, "hi": 1.0},
+}
+
+
+def draw_scale(rng, low=-6, high=0):
+    """Draws a scale, every third one a power of two, where ties are common."""
+    exponent = rng.uniform(low, high)
+    return F32(2.0 ** (np.round(exponent) if rng.integers(3) == 0 else exponent))
+
+
+def draw_zero(rng):
+    return int(rng.choice([-128, -127, 0, 127, rng.integers(-128, 128)]))
+
+
+def draw_codes(rng, *shape):
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def draw_weights(rng, *shape):
+    return rng.integers(-127, 128, shape).astype(np.int8)
+
+
+def grid(scale, zero):
+    return Affine(jnp.float32(scale), jnp.float32(zero))
+
+
+def floats(codes):
+    return jnp.asarray(codes, jnp.float32)
+
+
+def assert_exact(fn, expected, x, *rest):
+    """Asserts that fn(x, *rest) gives `expected` eagerly and jitted both ways."""
+    forms = {
+        "eager": fn(x, *rest),
+        "jit": jax.jit(fn)(x, *rest),
+        "jit with constants": jax.jit(lambda x: fn(x, *rest))(x),
+    }
+    for form, found in forms.items():
+        np.testing.assert_array_equal(np.asarray(found), expected.astype(F32), err_msg=form)
+
+
+PAIRS = np.stack(np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij"))
+FIRST, SECOND = PAIRS.astype(np.int8).reshape(2, 1, 256, 256, 1)
+
+
+class TestGrid:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_quantize_equals_litert_on_ties_and_out_of_range(self, seed):
+        rng = np.random.default_rng(seed)
+        scale, zero = draw_scale(rng, -9, 2), draw_zero(rng)
+        ties = (np.arange(-300, 300) + 0.5) * scale
+        noise = rng.normal(size=20000) * 60 * scale
+        x = np.concatenate([noise, ties, [1e30, -1e30, np.inf, -np.inf, 0.0]]).astype(F32)[None]
+        model = ops.unary(
+            "QUANTIZE",
+            ops.Tensor(x.shape, np.float32),
+            ops.Tensor(x.shape, scale=scale, zero_point=zero),
+        )
+        assert ops.delegated(model)
+        assert_exact(lattice.quantize, ops.run(model, x), jnp.asarray(x), grid(scale, zero))
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_dequantize_equals_litert(self, seed):
+        rng = np.random.default_rng(seed)
+        scale, zero = draw_scale(rng, -9, 2), draw_zero(rng)
+        x = np.arange(-128, 128, dtype=np.int8)[None]
+        model = ops.unary(
+            "DEQUANTIZE",
+            ops.Tensor(x.shape, scale=scale, zero_point=zero),
+            ops.Tensor(x.shape, np.float32),
+        )
+        assert_exact(lattice.dequantize, ops.run(model, x), floats(x), grid(scale, zero))
+
+    def test_quantize_does_not_merge_with_a_scaling_before_it(self):
+        x = np.random.default_rng(0).uniform(0, 255, 50000).astype(F32)
+        scale = F32(0.0123)
+        expected = np.rint((x * F32(1 / 255)) * (F32(1) / scale)) + 3
+        found = jax.jit(lambda x: lattice.quantize(x * F32(1 / 255), grid(scale, 3)))(x)
+        np.testing.assert_array_equal(np.asarray(found), expected.clip(-128, 127))
+
+    def test_weight_and_bias_codes_are_numpys(self):
+        rng = np.random.default_rng(1)
+        w, b = rng.normal(size=(7, 300)).astype(F32), rng.normal(size=300).astype(F32)
+        scale = (np.abs(w).max(0) / F32(127)).astype(F32)
+        expected = np.clip(np.rint(w / scale), -127, 127)
+        assert_exact(lambda w, s: lattice.weight_codes(w, s, 1), expected, w, scale)
+        in_scale = F32(0.037)
+        expected = np.rint(b / (in_scale * scale))
+        assert_exact(lattice.bias_codes, expected, jnp.asarray(b), in_scale, scale)
+
+    def test_weight_scale_of_wrong_length_is_named(self):
+        with pytest.raises(ValueError, match=r"\(3,\) for axis 1 .* expected \(2,\)"):
+            lattice.weight_codes(jnp.ones((4, 2)), jnp.ones(3), axis=1)
+
+    def test_round_and_quantize_gradients(self):
+        q = grid(0.5, 100)
+        x = jnp.array([-200.0, -3.2, 0.0, 13.5, 13.7, 14.0])
+        slope = jax.vmap(jax.grad(lambda v: lattice.quantize(v, q)))(x)
+        np.testing.assert_array_equal(slope, [0.0, 2.0, 2.0, 2.0, 2.0, 0.0])
+        w = jnp.array([1.0, -127.0, 127.0, 130.0])
+        slope = jax.vmap(jax.grad(lambda v: lattice.weight_codes(v, F32(1.0), None)))(w)
+        np.testing.assert_array_equal(slope, [1.0, 1.0, 1.0, 0.0])
+
+    def test_learned_scale_gradient_is_lsq(self):
+        # Esser et al. 2020 (1902.08153), eq. 3: round(v/s) - v/s inside, the bound outside.
+        v = jnp.array([0.3, -0.9, 2.0, -40.0, 40.0])
+        s = 0.25
+
+        def fake(s, v):
+            q = Affine(s, jnp.float32(0.0))
+            return lattice.dequantize(lattice.quantize(v, q), q)
+
+        found = jax.vmap(jax.grad(fake), (None, 0))(jnp.float32(s), v)
+        expected = np.where(np.abs(v / s) < 127, np.rint(v / s) - v / s, np.sign(v) * 127.5 - 0.5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("activation,value", [("relu6", 6.0), ("relu_n1_to_1", -1.0)])
+    def test_clamps_near_ties_equal_litert(self, activation, value):
+        rng = np.random.default_rng(3)
+        x = np.full((1, 1, 1, 1), 127 if value > 0 else -128, np.int8)
+        for step in range(20, 140, 9):
+            scale = F32(abs(value) / (step + 0.5))
+            scale = np.nextafter(scale, F32(rng.choice([0, 1]))) if rng.integers(2) else scale
+            zero = draw_zero(rng)
+            tensor = ops.Tensor(x.shape, scale=scale, zero_point=zero)
+            for operator, pool in (
+                ("MAX_POOL_2D", lattice.max_pool),
+                ("AVERAGE_POOL_2D", lattice.avg_pool),
+            ):
+                model = ops.pool(operator, tensor, tensor, (1, 1), (1, 1), "VALID", activation)
+                found = pool(
+                    floats(x),
+                    grid(scale, zero),
+                    window_dimensions=(1,) * 4,
+                    window_strides=(1,) * 4,
+                    padding="VALID",
+                    **ACTIVATIONS[activation],
+                )
+                assert found.item() == ops.run(model, x).item()
+
+
+CONVS = {
+    "plain": dict(shape=(2, 9, 8, 5), kernel=(3, 3), features=7),
+    "pointwise": dict(shape=(2, 5, 5, 70), kernel=(1, 1), features=9, activation="relu6"),
+    "same stride 2": dict(
+        shape=(2, 10, 7, 8), kernel=(3, 3), features=6, strides=(2, 2), padding="SAME"
+    ),
+    "same even": dict(
+        shape=(1, 11, 8, 3), kernel=(4, 2), features=5, strides=(2, 3), padding="SAME"
+    ),
+    "dilated": dict(
+        shape=(1, 12, 11, 4), kernel=(3, 2), features=5, dilation=(2, 3), padding="SAME"
+    ),
+    "one input channel": dict(shape=(2, 9, 9, 1), kernel=(3, 3), features=8, padding="SAME"),
+    "one output channel": dict(shape=(2, 9, 9, 6), kernel=(3, 3), features=1, activation="relu"),
+    "grouped": dict(shape=(2, 8, 8, 12), kernel=(3, 3), features=8, groups=4, padding="SAME"),
+    "depthwise": dict(
+        shape=(2, 9, 10, 8), kernel=(3, 3), features=8, groups=8, strides=(2, 2), padding="SAME"
+    ),
+    "depth multiplier": dict(
+        shape=(2, 9, 9, 4), kernel=(5, 3), features=12, groups=4, activation="relu_n1_to_1"
+    ),
+    "dilated depthwise": dict(
+        shape=(1, 12, 9, 6), kernel=(3, 3), features=6, groups=6, dilation=(2, 2), padding="SAME"
+    ),
+    "long": dict(shape=(1, 5, 5, 130), kernel=(3, 3), features=4, padding="SAME"),
+    "long grouped": dict(shape=(1, 5, 5, 240), kernel=(3, 3), features=4, groups=2),
+    "long window": dict(shape=(1, 31, 27, 2), kernel=(30, 26), features=3, groups=1),
+}
+
+
+def conv_case(
+    seed,
+    shape,
+    kernel,
+    features,
+    groups=1,
+    strides=(1, 1),
+    dilation=(1, 1),
+    padding="VALID",
+    activation="none",
+    extreme=False,
+):
+    """Draws a conv, and returns LiteRT's answer with the arguments of `lattice.conv`."""
+    rng = np.random.default_rng(seed)
+    depth = shape[3] // groups
+    x, w = draw_codes(rng, *shape), draw_weights(rng, features, *kernel, depth)
+    x_zero, zero = draw_zero(rng), int(rng.integers(-40, 41))
+    w_scale = np.array([draw_scale(rng, -8, -6) for _ in range(features)], F32)
+    fan_in = np.prod(kernel) * depth
+    spread = 120 * 74 * np.sqrt(fan_in)
+    b = rng.integers(-spread, spread, features).astype(np.int32)
+    if extreme:
+        x, w, x_zero, zero = np.full_like(x, 127), np.full_like(w, 127), -128, 0
+        w.flat[:: 1 + seed] = 126
+        spread = 255 * 127 * fan_in / 2
+    x_scale = F32(2.0 ** np.round(np.log2(8 / spread / w_scale.mean())) * rng.choice([1.0, 0.77]))
+    out_scale = draw_scale(rng, -4, -3)
+    stride = dict(window_strides=strides, padding=padding, rhs_dilation=dilation)
+    out_shape = jax.eval_shape(
+        lambda x, w: lax.conv_general_dilated(
+            x, w, dimension_numbers=NHWC, feature_group_count=groups, **stride
+        ),
+        jax.ShapeDtypeStruct(shape, F32),
+        jax.ShapeDtypeStruct(w.shape, F32),
+    ).shape
+    multiplier = features // groups if groups == shape[3] and groups > 1 else None
+    stored, axis = (w, 0) if multiplier is None else (w.transpose(3, 1, 2, 0), 3)
+    model = ops.conv(
+        ops.Tensor(shape, scale=x_scale, zero_point=x_zero),
+        ops.constant(stored, w_scale, axis=axis),
+        ops.constant(b, x_scale * w_scale),
+        ops.Tensor(out_shape, scale=out_scale, zero_point=zero),
+        strides,
+        dilation,
+        padding,
+        activation,
+        multiplier,
+    )
+    assert ops.delegated(model)
+
+    def apply(x, w, b, x_q, w_scale, out_q):
+        return lattice.conv(
+            x,
+            w,
+            b,
+            x_q,
+            w_scale,
+            out_q,
+            dimension_numbers=NHWC,
+            feature_group_count=groups,
+            **stride,
+            **ACTIVATIONS[activation],
+        )
+
+    operands = (floats(w), floats(b), grid(x_scale, x_zero), jnp.asarray(w_scale))
+    return apply, ops.run(model, x), (floats(x), *operands, grid(out_scale, zero))
+
+
+class TestConv:
+    @pytest.mark.parametrize("name", CONVS)
+    @pytest.mark.parametrize("seed", range(2))
+    def test_equals_litert(self, name, seed):
+        apply, expected, arguments = conv_case(seed, **CONVS[name])
+        assert len(np.unique(expected)) > 5
+        assert_exact(apply, expected, *arguments)
+
+    @pytest.mark.parametrize("name", ["long", "long grouped", "long window"])
+    def test_is_exact_beyond_2_to_the_24(self, name):
+        apply, expected, arguments = conv_case(1, **CONVS[name], extreme=True)
+        x, w = arguments[:2]
+        assert 255 * float(jnp.abs(w).sum((1, 2, 3)).max()) > 2**24
+        assert_exact(apply, expected, *arguments)
+
+    def test_any_layout(self):
+        apply, expected, (x, w, *rest) = conv_case(0, **CONVS["grouped"])
+        found = lattice.conv(
+            x.transpose(0, 3, 1, 2),
+            w.transpose(1, 2, 3, 0),
+            *rest,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NCHW", "HWIO", "NCHW"),
+            feature_group_count=4,
+        )
+        np.testing.assert_array_equal(found.transpose(0, 2, 3, 1), expected)
+
+    def test_vmap_equals_a_loop(self):
+        apply, expected, (x, *rest) = conv_case(0, **CONVS["long"])
+        found = jax.vmap(lambda x: apply(x, *rest))(jnp.stack([x, x]))
+        np.testing.assert_array_equal(found, np.stack([expected, expected]))
+
+    @pytest.mark.parametrize("name", ["plain", "pointwise", "depthwise", "long", "long grouped"])
+    def test_gradients_are_those_of_fake_quantization(self, name):
+        case = dict(CONVS[name], activation="relu6")
+        apply, _, (x, w, b, x_q, w_scale, out_q) = conv_case(0, **case)
+        settings = dict(
+            window_strides=case.get("strides", (1, 1)),
+            padding=case.get("padding", "VALID"),
+            dimension_numbers=NHWC,
+            feature_group_count=case.get("groups", 1),
+        )
+        out_q = Affine(out_q.scale, jnp.float32(-100.0))
+
+        def real(x, w, b, x_scale, w_scale):
+            x_real = (x - x_q.zero_point) * x_scale
+            y = lax.conv_general_dilated(
+                x_real, w * w_scale.reshape(-1, 1, 1, 1), precision="highest", **settings
+            )
+            y = y + (b * x_scale * w_scale).reshape(1, 1, 1, -1)
+            y = jnp.minimum(jax.nn.relu(y), 6.0)
+            return jnp.minimum(y / out_q.scale + out_q.zero_point, 127.0)
+
+        def coded(x, w, b, x_scale, w_scale):
+            return apply(x, w, b, Affine(x_scale, x_q.zero_point), w_scale, out_q)
+
+        arguments = (x, w, b, x_q.scale, w_scale)
+        weights = jax.random.normal(jax.random.key(0), coded(*arguments).shape)
+        found = jax.jit(jax.grad(lambda *a: (coded(*a) * weights).sum(), range(5)))(*arguments)
+        expected = jax.jit(jax.grad(lambda *a: (real(*a) * weights).sum(), range(5)))(*arguments)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+
+def dense_case(seed, batch, depth, features, per_channel=True, extreme=False):
+    rng = np.random.default_rng(seed)
+    x, w = draw_codes(rng, batch, depth), draw_weights(rng, features, depth)
+    x_scale, x_zero, zero = draw_scale(rng), draw_zero(rng), draw_zero(rng)
+    if extreme:
+        x, w, x_zero = np.full_like(x, 127), np.full_like(w, 127), -128
+        w.flat[:: 1 + seed] = 126
+    w_scale = np.array([draw_scale(rng, -9, -4) for _ in range(features)], F32)
+    w_scale = w_scale if per_channel else w_scale[0]
+    b = rng.integers(-(2**15), 2**15, features).astype(np.int32)
+    spread = (255 * 127 * depth / 200) if extreme else 255 * 40 * np.sqrt(depth) / 100
+    out_scale = F32(x_scale * w_scale.max() * spread)
+    model = ops.fully_connected(
+        ops.Tensor(x.shape, scale=x_scale, zero_point=x_zero),
+        ops.constant(w, w_scale),
+        ops.constant(b, x_scale * w_scale),
+        ops.Tensor((batch, features), scale=out_scale, zero_point=zero),
+        "relu6" if seed % 2 else "none",
+    )
+    assert ops.delegated(model)
+
+    def apply(x, w, b, x_q, w_scale, out_q):
+        bounds = ACTIVATIONS["relu6" if seed % 2 else "none"]
+        numbers = (((1,), (1,)), ((), ()))
+        return lattice.dot_general(
+            x, w, b, x_q, w_scale, out_q, dimension_numbers=numbers, **bounds
+        )
+
+    operands = (floats(w), floats(b), grid(x_scale, x_zero), jnp.asarray(w_scale))
+    return apply, ops.run(model, x), (floats(x), *operands, grid(out_scale, zero))
+
+
+class TestDense:
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("per_channel", [True, False])
+    def test_equals_litert(self, seed, per_channel):
+        depth = int(np.random.default_rng(seed).integers(1, 400))
+        assert_exact_case(dense_case(seed, 33, depth, 11, per_channel))
+
+    @pytest.mark.parametrize("depth", [MAX_EXACT_TERMS, MAX_EXACT_TERMS + 1, 3000])
+    def test_is_exact_beyond_2_to_the_24(self, depth):
+        assert_exact_case(dense_case(2, 3, depth, 5, extreme=True))
+
+    def test_several_contracted_axes(self):
+        apply, expected, (x, w, *rest) = dense_case(0, 4, 24 * 30, 5)
+        found = lattice.dot_general(
+            x.reshape(4, 24, 30),
+            w.reshape(5, 24, 30),
+            *rest,
+            dimension_numbers=(((1, 2), (1, 2)), ((), ())),
+        )
+        np.testing.assert_array_equal(found, expected)
+
+    def test_several_free_axes_are_refused(self):
+        one = grid(1.0, 0)
+        with pytest.raises(ValueError, match="not one free axis"):
+            lattice.dot_general(
+                jnp.ones((2, 3)),
+                jnp.ones((3, 4, 5)),
+                jnp.ones(20),
+                one,
+                jnp.ones(20),
+                one,
+                dimension_numbers=(((1,), (0,)), ((), ())),
+            )
+
+
+def assert_exact_case(case):
+    apply, expected, arguments = case
+    assert_exact(apply, expected, *arguments)
+
+
+BINARY = {"ADD": lattice.add, "SUB": lattice.sub, "MUL": lattice.mul}
+
+
+class TestPointwise:
+    @pytest.mark.parametrize("operator", BINARY)
+    @pytest.mark.parametrize("seed", range(6))
+    def test_equals_litert_on_all_code_pairs(self, operator, seed):
+        rng = np.random.default_rng(seed)
+        scales, zeros = [draw_scale(rng) for _ in range(3)], [draw_zero(rng) for _ in range(3)]
+        activation = list(ACTIVATIONS)[seed % 4]
+        a, b, out = (
+            ops.Tensor(FIRST.shape, scale=s, zero_point=z)
+            for s, z in zip(scales, zeros, strict=True)
+        )
+        model = ops.binary(operator, a, b, out, activation)
+        assert ops.delegated(model)
+
+        def apply(x, y, *grids):
+            return BINARY[operator](x, y, *grids, **ACTIVATIONS[activation])
+
+        grids = [grid(s, z) for s, z in zip(scales, zeros, strict=True)]
+        expected = ops.run(model, FIRST, SECOND)
+        assert_exact(apply, expected, floats(FIRST), floats(SECOND), *grids)
+
+    @pytest.mark.parametrize("operator", BINARY)
+    @pytest.mark.parametrize("shape", [(1, 8), (8,), (), (2, 1, 1, 8), (2, 5, 5, 1)])
+    def test_broadcasts_as_litert(self, operator, shape):
+        rng = np.random.default_rng(7)
+        a, b = draw_codes(rng, 2, 5, 5, 8), draw_codes(rng, *shape)
+        model = ops.binary(
+            operator,
+            ops.Tensor(a.shape, scale=0.05, zero_point=3),
+            ops.constant(b, 0.031, -7),
+            ops.Tensor(a.shape, scale=0.0731, zero_point=11),
+        )
+        grids = (grid(0.05, 3), grid(0.031, -7), grid(0.0731, 11))
+        assert_exact(BINARY[operator], ops.run(model, a), floats(a), floats(b), *grids)
+
+    @pytest.mark.parametrize("operator", BINARY)
+    def test_gradients_are_those_of_the_reals(self, operator):
+        rng = np.random.default_rng(0)
+        a, b = floats(draw_codes(rng, 500)), floats(draw_codes(rng, 500))
+        zero, weights = jnp.float32(-3.0), jnp.asarray(rng.normal(size=500), jnp.float32)
+
+        def real(a, b, a_scale, b_scale, scale):
+            a, b = (a - zero) * a_scale, (b - zero) * b_scale
+            y = {"ADD": a + b, "SUB": a - b, "MUL": a * b}[operator]
+            codes = jax.nn.relu(y) / scale + zero
+            return (jnp.where(codes > 127, 127, codes) * weights).sum()
+
+        def coded(a, b, *scales):
+            grids = [Affine(s, zero) for s in scales]
+            return (BINARY[operator](a, b, *grids, lo=0.0) * weights).sum()
+
+        arguments = (a, b, F32(0.05), F32(0.03), F32(0.06))
+        found = jax.jit(jax.grad(coded, range(5)))(*arguments)
+        expected = jax.jit(jax.grad(real, range(5)))(*arguments)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_requantize_equals_litert(self, seed):
+        rng = np.random.default_rng(seed)
+        (a, b), (za, zb) = [draw_scale(rng) for _ in "ab"], [draw_zero(rng) for _ in "ab"]
+        x = np.arange(-128, 128, dtype=np.int8)[None]
+        model = ops.unary(
+            "QUANTIZE",
+            ops.Tensor(x.shape, scale=a, zero_point=za),
+            ops.Tensor(x.shape, scale=b, zero_point=zb),
+        )
+        assert_exact(lattice.requantize, ops.run(model, x), floats(x), grid(a, za), grid(b, zb))
+
+
+class TestReductions:
+    @pytest.mark.parametrize("operator", ["MAX_POOL_2D", "AVERAGE_POOL_2D"])
+    @pytest.mark.parametrize("padding", ["SAME", "VALID"])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_pools_equal_litert(self, operator, padding, seed):
+        rng = np.random.default_rng(seed)
+        x = draw_codes(rng, 2, *rng.integers(6, 14, 2), 5)
+        window, strides = rng.integers(1, 6, 2).tolist(), rng.integers(1, 4, 2).tolist()
+        scale, zero = draw_scale(rng), draw_zero(rng)
+        activation = list(ACTIVATIONS)[seed]
+        pool = {"MAX_POOL_2D": lattice.max_pool, "AVERAGE_POOL_2D": lattice.avg_pool}[operator]
+
+        def apply(x, q):
+            return pool(
+                x,
+                q,
+                window_dimensions=(1, *window, 1),
+                window_strides=(1, *strides, 1),
+                padding=padding,
+                **ACTIVATIONS[activation],
+            )
+
+        shape = apply(floats(x), grid(scale, zero)).shape
+        tensors = [ops.Tensor(s, scale=scale, zero_point=zero) for s in (x.shape, shape)]
+        model = ops.pool(operator, *tensors, window, strides, padding, activation)
+        overlapping = window[0] >= strides[0] and window[1] >= strides[1]
+        assert ops.delegated(model) == (operator == "MAX_POOL_2D" and overlapping)
+        assert_exact(apply, ops.run(model, x), floats(x), grid(scale, zero))
+
+    @pytest.mark.parametrize("operator", ["MEAN", "SUM"])
+    @pytest.mark.parametrize("axes", [(1, 2), (0,), (1,), (3,), (1, 2, 3)])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_reduce_equals_litert(self, operator, axes, seed):
+        rng = np.random.default_rng(seed)
+        x = draw_codes(rng, 2, *rng.integers(1, 9, 2), 50)
+        count = np.prod([x.shape[axis] for axis in axes])
+        (zx, zo), x_scale = [draw_zero(rng) for _ in "xo"], draw_scale(rng)
+        scale = F32(x_scale * draw_scale(rng, -1, 1) * (count**0.5 if operator == "SUM" else 1))
+        if seed == 0:
+            scale, zo = x_scale, zx
+        keep = seed == 1
+        reduce = {"MEAN": lattice.mean, "SUM": lattice.sum}[operator]
+        model = ops.reduce(
+            operator,
+            ops.Tensor(x.shape, scale=x_scale, zero_point=zx),
+            axes,
+            ops.Tensor(x.sum(axes, keepdims=keep).shape, scale=scale, zero_point=zo),
+            keep,
+        )
+        assert ops.delegated(model)
+        assert_exact(
+            lambda x, *grids: reduce(x, *grids, axes, keep),
+            ops.run(model, x),
+            floats(x),
+            grid(x_scale, zx),
+            grid(scale, zo),
+        )
+
+    def test_gradients(self):
+        x = floats(draw_codes(np.random.default_rng(0), 1, 4, 4, 3))
+        q, out = grid(0.1, 5), grid(0.05, -3)
+        settings = dict(window_dimensions=(1, 3, 3, 1), window_strides=(1, 2, 2, 1))
+        found = jax.grad(lambda x: lattice.avg_pool(x, q, padding="SAME", **settings).sum())(x)
+        ones = jnp.ones_like(x)
+        expected = jax.grad(
+            lambda x: (
+                lax.reduce_window(x, 0.0, lax.add, *settings.values(), "SAME")
+                / lax.reduce_window(ones, 0.0, lax.add, *settings.values(), "SAME")
+            ).sum()
+        )(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        found = jax.grad(lambda x: lattice.mean(x / 8, q, out, (1, 2)).sum())(x)
+        np.testing.assert_allclose(found, np.full(x.shape, 2 / 16 / 8), rtol=1e-6)
+        pooled = dict(settings, padding="VALID")
+        found = jax.grad(lambda x: lattice.max_pool(x, q, lo=0.0, **pooled).sum())(x)
+        expected = jax.grad(
+            lambda x: jnp.maximum(
+                lax.reduce_window(x, -jnp.inf, lax.max, *settings.values(), "VALID"), 5.0
+            ).sum()
+        )(x)
+        np.testing.assert_array_equal(found, expected)
+
+    def test_window_too_large_to_sum_is_refused(self):
+        with pytest.raises(ValueError, match="use mean"):
+            lattice.avg_pool(
+                jnp.ones((2**17,)),
+                grid(1.0, 0),
+                window_dimensions=(2**17,),
+                window_strides=(1,),
+                padding="VALID",
+            )
