@@ -5,6 +5,7 @@ from compressjax.graph.affine import affine_chain as affine_chain
 from compressjax.graph.affine import affine_map as affine_map
 from compressjax.graph.affine import channel_vector as channel_vector
 from compressjax.graph.interpret import bind_arguments as bind_arguments
+from compressjax.graph.interpret import bind_variables as bind_variables
 from compressjax.graph.interpret import evaluate as evaluate
 from compressjax.graph.interpret import interpret as interpret
 from compressjax.graph.retrace import Retrace as Retrace

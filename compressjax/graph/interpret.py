@@ -132,10 +132,30 @@ def bind_arguments(graph: Graph, variables: Any, *args: Any) -> dict[Value, Any]
             f"the function was traced with {len(graph.inputs)} inputs "
             f"({', '.join(graph.inputs)}), called with {len(leaves)}; call it as it was traced"
         )
+    return {
+        **dict(zip(graph.inputs.values(), leaves, strict=True)),
+        **bind_variables(graph, variables),
+    }
+
+
+def bind_variables(graph: Graph, variables: Any) -> dict[Value, Any]:
+    """Pairs the graph's variables with the leaves that have their paths.
+
+    Args:
+      graph: from `trace`.
+      variables: a tree with paths of the traced variables; some may be missing, others are ignored.
+
+    Returns:
+      The arrays by value.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: x * v['a'], {'a': 2.0}, 3.0)
+      >>> list(bind_variables(graph, {'a': 5.0, 'b': 6.0}).values())
+      [5.0]
+    """
     given = tree.paths(variables)
-    known = dict(zip(graph.inputs.values(), leaves, strict=True))
-    known.update({value: given[path] for path, value in graph.variables.items() if path in given})
-    return known
+    return {value: given[path] for path, value in graph.variables.items() if path in given}
 
 
 def _needed(graph: Graph, wanted: Sequence[Value], known: Mapping[Value, Any]) -> list[Op]:

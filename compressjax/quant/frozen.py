@@ -66,7 +66,7 @@ class FrozenStep:
         zero_point: output zero point.
         out_shape: output shape, with the batch of the example.
         params: what a converter has to be told besides `apply`: `axes` (non-negative) and
-            `keepdims` of a `mean`, `axis` of a `softmax`; empty for the other kinds.
+            `keepdims` of a `mean`, `lowest` of a `pad` (fill with code -128, not the zero point).
     """
 
     name: str
