@@ -1,0 +1,278 @@
+"""Channels: which positions of which variables must be cut together.
+
+`couple` carries units along a graph, one rule a primitive, so that any architecture is covered by
+what its primitives do, not by a list of known layers. `groups` gathers the classes that are free to
+go into groups of one layer each, and `frozen` says why the rest is not. What is done with that is
+the business of `narrow` (running with positions gone) and of `compressjax.slimming` (which
+positions).
+
+Compare the dependency graph of Fang et al., "DepGraph: Towards Any Structural Pruning" (2023),
+which links whole layers by index mappings; here each position is tied by itself, so that
+concatenation, splits, flattening and grouped convolutions need no mapping of their own.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from compressjax.graph.channel_rules import RULES, without_rule
+from compressjax.graph.trace import Graph, Literal, Op, Value
+from compressjax.graph.units import Axes, Units
+
+Place = tuple[str, int]  # a variable's path and one of its axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channels:
+    """What is tied to what in one graph.
+
+    Attributes:
+      units: the union-find over all units.
+      axes: for each value, its units by axis; `[D]` int64 for an axis of length `D`.
+    """
+
+    units: Units
+    axes: Mapping[Value, Axes]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one variable that belongs to a group.
+
+    Attributes:
+      path: the variable's path.
+      axis: the axis.
+      channel: `[D]` int64, the channel of the group that each position is part of; -1 for none.
+      makes: whether the variable makes the channels along this axis (the output features of a
+        kernel, a norm's scale); False for the kernels that read them.
+      kernel: whether it is a kernel of a convolution or matrix product that makes the channels.
+    """
+
+    path: str
+    axis: int
+    channel: np.ndarray
+    makes: bool
+    kernel: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Channels of one layer, or of several layers that have to agree.
+
+    Attributes:
+      name: the path of the first variable that makes the channels; a second group of the same
+        variable has `#1` behind it.
+      members: every variable axis that has the channels; the first one gives the name.
+      units: `[C]` int64, the class of each channel; a channel is kept or cut as a whole.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    units: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return len(self.units)
+
+    @property
+    def width(self) -> int:
+        """Positions that one channel takes along the first member's axis."""
+        return int((self.members[0].channel >= 0).sum()) // self.size
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}, {self.size} channels, {len(self.members)} members)"
+
+
+def couple(
+    graph: Graph,
+    held: Mapping[str, tuple[Axes, str]],
+    *,
+    hold_outputs: bool = True,
+) -> Channels:
+    """Ties together all positions that have to be kept or cut together.
+
+    Args:
+      graph: from `trace(..., keep_custom=False)`.
+      held: for some variables, which positions may not be cut (one boolean mask an axis, True = may
+        not), and why.
+      hold_outputs: whether the function's outputs have to keep their shapes.
+
+    Returns:
+      The ties. Axes of inputs are frozen, and so are those of primitives without a rule.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> fn = lambda v, x: (x @ v['a']) @ v['b']
+      >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
+      >>> graph = trace(fn, variables, np.ones((1, 4), 'f'))
+      >>> channels = couple(graph, {})
+      >>> a, b = (channels.axes[graph.variables[path]] for path in 'ab')
+      >>> bool((a[1] == b[0]).all()), [bool(channels.units.frozen(axis).any()) for axis in (*a, *b)]
+      (True, [True, False, False, True])
+    """
+    units = Units()
+    axes = _sources(units, graph)
+    for name, value in graph.inputs.items():
+        for axis in axes[value]:
+            units.freeze(axis, f"{name} is an input", plain=True)
+    for path, (masks, why) in held.items():
+        for axis, mask in zip(axes[graph.variables[path]], masks, strict=True):
+            units.freeze(axis[mask], why)
+    _run(units, graph.ops, axes)
+    for i, value in enumerate(graph.outputs if hold_outputs else ()):
+        for axis in _read(units, axes, value):
+            units.freeze(axis, f"output {i} of the function has this width")
+    return Channels(units, {v: tuple(units.find(a) for a in found) for v, found in axes.items()})
+
+
+def groups(graph: Graph, channels: Channels) -> tuple[Group, ...]:
+    """Gathers what is free to be cut into groups.
+
+    Channels belong to one group if the same kernels make them; so a layer's output features are one
+    group, and layers whose outputs are added share one.
+
+    Args:
+      graph: the graph.
+      channels: from `couple`.
+
+    Returns:
+      The groups, in the order in which the graph first makes their channels.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> fn = lambda v, x: (x @ v['a']) @ v['b']
+      >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
+      >>> graph = trace(fn, variables, np.ones((1, 4), 'f'))
+      >>> groups(graph, couple(graph, {}))
+      (Group('a', 3 channels, 2 members),)
+    """
+    made, taken = _kernels(graph)
+    places = {
+        (path, axis): units
+        for path, value in graph.variables.items()
+        for axis, units in enumerate(channels.axes[value])
+    }
+    free = {place: ~channels.units.frozen(units) for place, units in places.items()}
+    makers = [*made, *(place for place in places if place not in made and place not in taken)]
+    by_unit: dict[int, list[int]] = {}
+    for i, place in enumerate(makers):
+        for unit in dict.fromkeys(places[place][free[place]].tolist()):
+            known = by_unit.setdefault(unit, [])
+            if i < len(made) or not known:  # what no kernel makes belongs to the first that has it
+                known.append(i)
+    gathered: dict[tuple[int, ...], list[int]] = {}
+    for unit, indices in by_unit.items():
+        gathered.setdefault(tuple(indices), []).append(unit)
+    found: dict[str, Group] = {}
+    for signature in sorted(gathered):
+        number = {unit: i for i, unit in enumerate(gathered[signature])}
+        members = []
+        for place in dict.fromkeys([*(makers[i] for i in signature), *places]):
+            channel = np.array([number.get(unit, -1) for unit in places[place].tolist()], int)
+            if (channel >= 0).any():
+                members.append(Member(*place, channel, place not in taken, place in made))
+        name, repeat = members[0].path, 0
+        while name in found:
+            repeat += 1
+            name = f"{members[0].path}#{repeat}"
+        found[name] = Group(name, tuple(members), np.array(gathered[signature]))
+    return tuple(found.values())
+
+
+def frozen(graph: Graph, channels: Channels) -> dict[str, str]:
+    """Says which axes of variables may not be cut, and why.
+
+    Args:
+      graph: the graph.
+      channels: from `couple`.
+
+    Returns:
+      A reason for each axis, `{'params/Dense_1/kernel[1]': 'output 0 of ...'}`; axes that nobody
+      would cut (windows, input features) are left out.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: x @ v['a'], {'a': np.ones((4, 3), 'f')}, np.ones((1, 4), 'f'))
+      >>> frozen(graph, couple(graph, {}))
+      {'a[1]': 'output 0 of the function has this width'}
+    """
+    why: dict[int, str] = {}
+    for reason in channels.units.reasons:
+        if not reason.plain:
+            for unit in np.unique(channels.units.find(reason.units)).tolist():
+                why.setdefault(unit, reason.why)
+    found = {}
+    for path, value in graph.variables.items():
+        for axis, units in enumerate(channels.axes[value]):
+            known = next((why[unit] for unit in units.tolist() if unit in why), None)
+            if known is not None:
+                found[f"{path}[{axis}]"] = known
+    return found
+
+
+def _sources(units: Units, graph: Graph) -> dict[Value, Axes]:
+    """Fresh units for all that operations start from."""
+    values = (*graph.inputs.values(), *graph.variables.values(), *graph.constants)
+    return {value: tuple(units.fresh(size) for size in value.shape) for value in values}
+
+
+def _read(units: Units, axes: Mapping[Value, Axes], value: Value) -> Axes:
+    if isinstance(value, Literal):
+        return tuple(units.fixed(size, "a literal") for size in value.shape)
+    return axes[value]
+
+
+def _run(units: Units, ops: Iterable[Op], axes: dict[Value, Axes]) -> None:
+    for op in ops:
+        rule = RULES.get(op.kind)
+        ins = [_read(units, axes, value) for value in op.inputs]
+        outs = without_rule(units, op, ins) if rule is None else rule.couple(units, op, ins)
+        axes.update(zip(op.outputs, outs, strict=True))
+
+
+def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
+    """Which variable axes are output features of kernels, in order, and which are input features.
+
+    A kernel may reach its operation transposed, reshaped, cast or scaled: the same rules, run over
+    the operations on variables alone, find the variable's axis behind the operand's.
+    """
+    units = Units()
+    axes = _sources(units, graph)
+    contractions = [op for op in graph.ops if op.kind in ("conv_general_dilated", "dot_general")]
+    moves = [
+        op
+        for op in graph.ops
+        if op not in contractions and all(graph.is_static(value) for value in op.outputs)
+    ]
+    for op in moves:
+        if all(isinstance(value, Literal) or value in axes for value in op.inputs):
+            _run(units, [op], axes)
+    owner: dict[int, list[Place]] = {}
+    for path, value in graph.variables.items():
+        for axis, mine in enumerate(axes[value]):
+            for unit in np.unique(units.find(mine)).tolist():
+                owner.setdefault(unit, []).append((path, axis))
+    made: dict[Place, None] = {}
+    taken: dict[Place, None] = {}
+    for op in contractions:
+        static = [graph.is_static(value) and value in axes for value in op.inputs]
+        if sum(static) != 1:
+            continue
+        side = static.index(True)
+        for into, which in zip((taken, made), _kernel_axes(op, side), strict=True):
+            for axis in which:
+                for unit in units.find(axes[op.inputs[side]][axis]).tolist():
+                    into.update(dict.fromkeys(owner.get(unit, ())))
+    return list(made), set(taken) - set(made)
+
+
+def _kernel_axes(op: Op, side: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The input-feature and the output-feature axes of an operand that is a kernel."""
+    numbers = op.params["dimension_numbers"]
+    if op.kind == "conv_general_dilated":
+        return ((), ()) if side == 0 else ((numbers.rhs_spec[1],), (numbers.rhs_spec[0],))
+    contracting = numbers[0][side]
+    rank = len(op.inputs[side].shape)
+    return contracting, [axis for axis in range(rank) if axis not in contracting]

@@ -1,0 +1,106 @@
+"""Running a graph at fewer positions: what is left of every operation when channels are gone.
+
+`channels` says what belongs together; given which positions of the variables are kept, `narrow`
+works out what is kept of every other value, and evaluates. The cut is named by variable, axis and
+position, so it applies to any function of the same variables: another batch size, or training mode.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from compressjax.graph.channel_rules import RULES
+from compressjax.graph.channels import couple
+from compressjax.graph.interpret import bind_arguments, evaluate
+from compressjax.graph.trace import Graph, Op, Value
+from compressjax.graph.units import Axes, kept_shape, take
+
+
+def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
+    """Makes the function that a graph is when some positions of its variables are gone.
+
+    Args:
+      graph: from `trace(..., keep_custom=False)`, at the full shapes.
+      keep: for each variable path that was cut, one boolean mask an axis, True = kept.
+
+    Returns:
+      `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
+      every sum of a convolution or matrix product leaves out the terms of cut positions.
+
+    Raises:
+      ValueError: if the graph ties a cut position to one that is kept.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
+      >>> graph = trace(lambda v, x: x @ v['a'] @ v['b'], variables, np.ones((1, 4), 'f'))
+      >>> all_kept = [np.ones(size, bool) for size in range(5)]
+      >>> two = np.array([True, False, True])
+      >>> run = narrow(graph, {'a': (all_kept[4], two), 'b': (two, all_kept[2])})
+      >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
+      [[8.0, 8.0]]
+    """
+    kept = _kept_positions(graph, keep)
+    constants = {
+        value: take(array, kept[value])
+        for value, array in graph.constants.items()
+        if not _whole(kept[value])
+    }
+
+    def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
+        kin = [kept.get(value, ()) for value in op.inputs]
+        kout = [kept[value] for value in op.outputs]
+        if all(map(_whole, kin)) and all(map(_whole, kout)):
+            return None
+        own = RULES[op.kind].narrow
+        if own is not None:
+            return own(op, inputs, kin, kout)
+        outputs = op.bind(op.params, *inputs)
+        if [np.shape(x) for x in outputs] == [kept_shape(keeps) for keeps in kout]:
+            return outputs
+        return [take(x, keeps) for x, keeps in zip(outputs, kout, strict=True)]
+
+    def run(variables: Any, *args: Any) -> Any:
+        known = {**constants, **bind_arguments(graph, variables, *args)}
+        return jax.tree.unflatten(graph.out_tree, evaluate(graph, graph.outputs, known, rule=rule))
+
+    return run
+
+
+def _whole(keeps: Axes) -> bool:
+    return all(keep.all() for keep in keeps)
+
+
+def _kept_positions(graph: Graph, keep: Mapping[str, Axes]) -> dict[Value, Axes]:
+    """Carries keep masks from variables to all values, along the graph's own ties."""
+    held = {}
+    for path, value in graph.variables.items():
+        masks = keep.get(path) or tuple(np.ones(size, bool) for size in value.shape)
+        held[path] = (masks, f"{path} is kept there")
+    channels = couple(graph, held, hold_outputs=False)
+    units = channels.units
+    cut = np.zeros(len(units), bool)
+    for path, masks in keep.items():
+        for axis, mask in zip(channels.axes[graph.variables[path]], masks, strict=True):
+            cut[axis[~mask]] = True
+    clash = np.flatnonzero(cut & units.frozen(np.arange(len(units))))
+    if clash.size:
+        raise ValueError(_explain(graph, keep, channels, int(clash[0])))
+    return {value: tuple(~cut[axis] for axis in axes) for value, axes in channels.axes.items()}
+
+
+def _explain(graph: Graph, keep: Mapping[str, Axes], channels: Any, unit: int) -> str:
+    members = [
+        f"{path}[{axis}]"
+        for path, masks in keep.items()
+        for axis, units in enumerate(channels.axes[graph.variables[path]])
+        if (units[~masks[axis]] == unit).any()
+    ]
+    reasons = [r for r in channels.units.reasons if (channels.units.find(r.units) == unit).any()]
+    why = next((r.why for r in reasons if not r.plain), reasons[0].why)
+    return (
+        f"this function does not allow the cut of {', '.join(members[:4])}: {why}. Shrink with a "
+        "function that ties the same variables together, or protect them"
+    )
