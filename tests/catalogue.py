@@ -1,0 +1,364 @@
+"""One row for every method, so that `test_catalogue.py` can hold each to the same contracts.
+
+A method is described by two pure functions, whatever it is: `init(*inputs) -> state` and
+`step(state, *inputs) -> (output, state)`. A stateless method has the state `()`. To add a method,
+add a row to `ROWS` at the bottom, with an oracle in NumPy that is written from its paper and shares
+no code with the library.
+
+A row's inputs are arrays only; configuration is closed over. Row names are the tests' names.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from compressjax import distill, pruning
+
+Inputs = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method and what it must do.
+
+    Attributes:
+      name: the name of its tests.
+      init: `init(*inputs) -> state`; also called on shapes only, by `jax.eval_shape`.
+      step: `step(state, *inputs) -> (output, state)`.
+      inputs: `inputs(i) -> inputs` of step i, all of one shape; every leaf an array.
+      oracle: `oracle([inputs of each step]) -> output` of the last step, in NumPy.
+      steps: how many steps to run.
+      rtol: relative tolerance against the oracle, and between jit and eager.
+      atol: absolute tolerance of the same.
+    """
+
+    name: str
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+    inputs: Callable[[int], Inputs]
+    oracle: Callable[[Sequence[Inputs]], Any]
+    steps: int = 1
+    rtol: float = 1e-6
+    atol: float = 1e-7
+
+
+def stateless(
+    name: str,
+    function: Callable[..., Any],
+    inputs: Callable[[int], Inputs],
+    oracle: Callable[..., Any],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> Row:
+    """Makes the row of a pure function.
+
+    Args:
+      name: the row's name.
+      function: `function(*inputs) -> output`.
+      inputs: `inputs(i) -> inputs`.
+      oracle: `oracle(*inputs) -> output`, in NumPy.
+      rtol: relative tolerance.
+      atol: absolute tolerance.
+
+    Returns:
+      A row of three steps, so that a second trace would show.
+    """
+    return Row(
+        name=name,
+        init=lambda *args: (),
+        step=lambda state, *args: (function(*args), state),
+        inputs=inputs,
+        oracle=lambda history: oracle(*history[-1]),
+        steps=3,
+        rtol=rtol,
+        atol=atol,
+    )
+
+
+# Pruning. Two kernels, one with many equal weights, and a bias that must not be pruned.
+
+_RATE = 0.1
+_SHAPES = {"conv": (3, 3, 4, 6), "dense": (16, 5)}
+
+
+def _pruning_inputs(i: int) -> Inputs:
+    """The parameters to start from and the gradients of step i."""
+    start = np.random.default_rng(0)
+    noise = np.random.default_rng(100 + i)
+    params, gradients = {}, {}
+    for name, shape in _SHAPES.items():
+        kernel = start.normal(size=shape).astype(np.float32)
+        if name == "dense":
+            kernel = np.round(kernel)
+        params[name] = {"kernel": kernel, "bias": np.full(shape[-1], 0.01, np.float32)}
+        gradients[name] = {
+            "kernel": noise.integers(-4, 5, shape).astype(np.float32) / 8,
+            "bias": np.ones(shape[-1], np.float32),
+        }
+    return params, gradients
+
+
+def _keep_counts_uniform(sparsity: float) -> dict[str, int]:
+    return {name: _num_kept(sparsity, math.prod(shape)) for name, shape in _SHAPES.items()}
+
+
+def _num_kept(sparsity: float, size: int) -> int:
+    return size - round(sparsity * size)
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Masks the `count` largest scores, the earlier of equal ones first, by a stable sort."""
+    keep = np.zeros(scores.size, bool)
+    keep[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
+    return keep.reshape(scores.shape)
+
+
+def _masks_layerwise(kernels: dict[str, np.ndarray], counts: dict[str, int]) -> Any:
+    return {name: _largest(np.abs(kernel), counts[name]) for name, kernel in kernels.items()}
+
+
+def _masks_uniform(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+    return _masks_layerwise(kernels, _keep_counts_uniform(sparsity))
+
+
+def _masks_global(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+    flat = np.concatenate([np.abs(kernel).ravel() for kernel in kernels.values()])
+    keep = _largest(flat, _num_kept(sparsity, flat.size))
+    cuts = np.cumsum([kernel.size for kernel in kernels.values()])[:-1]
+    parts = np.split(keep, cuts)
+    return {
+        name: part.reshape(kernel.shape)
+        for (name, kernel), part in zip(kernels.items(), parts, strict=True)
+    }
+
+
+def proportional_densities(
+    weights: dict[str, float], sizes: dict[str, int], kept: int
+) -> dict[str, float]:
+    """Solves for densities proportional to weight/size, at most 1, as the RigL paper describes.
+
+    Args:
+      weights: for each leaf, what its count of weights is proportional to.
+      sizes: for each leaf, its number of weights.
+      kept: how many weights to keep in all.
+
+    Returns:
+      The density of each leaf; the counts they give sum to `kept` before rounding.
+    """
+    dense: set[str] = set()
+    while len(dense) < len(sizes):
+        free = kept - sum(sizes[name] for name in dense)
+        scale = free / sum(weights[name] for name in weights if name not in dense)
+        ratios = {name: scale * weights[name] / sizes[name] for name in weights}
+        over = {name for name in weights if name not in dense and ratios[name] > 1}
+        if not over:
+            return {name: 1.0 if name in dense else ratios[name] for name in weights}
+        dense.add(max(over, key=lambda name: ratios[name]))
+    return dict.fromkeys(sizes, 1.0)
+
+
+def _masks_proportional(weight: Callable[[tuple[int, ...]], float]) -> Callable[..., Any]:
+    def masks(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+        sizes = {name: kernel.size for name, kernel in kernels.items()}
+        kept = _num_kept(sparsity, sum(sizes.values()))
+        density = proportional_densities(
+            {name: weight(kernel.shape) for name, kernel in kernels.items()}, sizes, kept
+        )
+        counts = {name: round(density[name] * sizes[name]) for name in kernels}
+        # What rounding leaves over goes to the sparsest leaf.
+        counts[min(density, key=lambda name: density[name])] += kept - sum(counts.values())
+        return _masks_layerwise(kernels, counts)
+
+    return masks
+
+
+def _masks_2_4(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+    def mask(kernel: np.ndarray) -> np.ndarray:
+        rows = np.moveaxis(np.abs(kernel), -2, -1).reshape(-1, 4)
+        keep = np.stack([_largest(row, 2) for row in rows])
+        moved = np.moveaxis(kernel, -2, -1).shape
+        return np.moveaxis(keep.reshape(moved), -1, -2)
+
+    return {name: mask(kernel) for name, kernel in kernels.items()}
+
+
+def _pruning_row(
+    name: str,
+    schedule: pruning.Schedule,
+    sparsities: dict[int, float],
+    masks: Callable[[dict[str, np.ndarray], float], Any],
+    budget: pruning.Budget = pruning.uniform(),  # noqa: B008
+    pattern: pruning.Pattern = pruning.unstructured(),  # noqa: B008
+) -> Row:
+    """Makes the row of a variant of `prune` around SGD.
+
+    Args:
+      name: the row's name.
+      schedule: the schedule under test.
+      sparsities: the sparsity of every step, counted from 1, that must compute masks.
+      masks: the oracle's masks from kernels and a sparsity.
+      budget: the budget under test.
+      pattern: the pattern under test.
+
+    Returns:
+      The row; its output is (params, masks) after six steps.
+    """
+    tx = pruning.prune(optax.sgd(_RATE), schedule=schedule, budget=budget, pattern=pattern)
+
+    def step(state: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
+        del params
+        params, opt_state = state
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, pruning.masks(opt_state)), (params, opt_state)
+
+    def oracle(history: Sequence[Inputs]) -> Any:
+        params = history[0][0]
+        kernels = {layer: params[layer]["kernel"] for layer in params}
+        biases = {layer: params[layer]["bias"] for layer in params}
+        keep = {layer: np.ones(kernel.shape, bool) for layer, kernel in kernels.items()}
+        for i, (_, gradients) in enumerate(history):
+            if i + 1 in sparsities:
+                keep = masks(kernels, sparsities[i + 1])
+            for layer in params:
+                moved = kernels[layer] - np.float32(_RATE) * gradients[layer]["kernel"]
+                kernels[layer] = np.where(keep[layer], moved, np.float32(0))
+                biases[layer] = biases[layer] - np.float32(_RATE) * gradients[layer]["bias"]
+        return (
+            {layer: {"kernel": kernels[layer], "bias": biases[layer]} for layer in params},
+            {layer: {"kernel": keep[layer], "bias": None} for layer in params},
+        )
+
+    return Row(
+        name=name,
+        init=lambda params, gradients: (jax.tree.map(jnp.asarray, params), tx.init(params)),
+        step=step,
+        inputs=_pruning_inputs,
+        oracle=oracle,
+        steps=6,
+    )
+
+
+_PRUNING = [
+    _pruning_row("prune-one-shot", pruning.one_shot(0.5, at=2), {2: 0.5}, _masks_uniform),
+    _pruning_row(
+        "prune-constant", pruning.constant(0.7, begin=2, every=3), {2: 0.7, 5: 0.7}, _masks_uniform
+    ),
+    _pruning_row(
+        "prune-polynomial",
+        pruning.polynomial(0.9, begin=1, end=5, every=2),
+        {3: 0.9 * (1 - 0.5**3), 5: 0.9},
+        _masks_uniform,
+    ),
+    _pruning_row(
+        "prune-global",
+        pruning.one_shot(0.8),
+        {1: 0.8},
+        _masks_global,
+        budget=pruning.global_(),
+    ),
+    _pruning_row(
+        "prune-erdos-renyi",
+        pruning.one_shot(0.8),
+        {1: 0.8},
+        _masks_proportional(lambda shape: math.prod(shape[:-2]) * (shape[-2] + shape[-1])),
+        budget=pruning.erdos_renyi(),
+    ),
+    _pruning_row(
+        "prune-erk",
+        pruning.one_shot(0.8),
+        {1: 0.8},
+        _masks_proportional(lambda shape: float(sum(shape))),
+        budget=pruning.erk(),
+    ),
+    _pruning_row(
+        "prune-2:4",
+        pruning.one_shot(0.5),
+        {1: 0.5},
+        _masks_2_4,
+        pattern=pruning.n_m(2, 4),
+    ),
+]
+
+
+# Distillation.
+
+
+def _logits(i: int) -> Inputs:
+    rng = np.random.default_rng(i)
+    return (
+        rng.normal(scale=3, size=(8, 5)).astype(np.float32),
+        rng.normal(scale=3, size=(8, 5)).astype(np.float32),
+        rng.integers(0, 5, 8).astype(np.int32),
+        np.float32(1 + i),
+        np.float32(0.5 + 0.1 * i),
+    )
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def soft_targets_oracle(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarray:
+    """Softened KL divergence in float64, from Hinton et al. 2015.
+
+    Args:
+      student: [B, C] logits.
+      teacher: [B, C] logits.
+      temperature: T.
+
+    Returns:
+      float64 [B].
+    """
+    p = _softmax(np.float64(teacher) / temperature)
+    q = _softmax(np.float64(student) / temperature)
+    cross_entropy = -(p * np.log(q)).sum(-1)
+    entropy = -(p * np.log(p)).sum(-1)
+    return temperature**2 * (cross_entropy - entropy)
+
+
+def hinton_oracle(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, temperature: float, alpha: float
+) -> np.ndarray:
+    """The weighted sum of soft and hard losses in float64, from Hinton et al. 2015.
+
+    Args:
+      student: [B, C] logits.
+      teacher: [B, C] logits.
+      labels: [B] classes.
+      temperature: T of the soft loss.
+      alpha: weight of the soft loss.
+
+    Returns:
+      float64 [B].
+    """
+    hard = -np.log(_softmax(np.float64(student)))[np.arange(len(labels)), labels]
+    return alpha * soft_targets_oracle(student, teacher, temperature) + (1 - alpha) * hard
+
+
+_DISTILLATION = [
+    stateless(
+        "distill-soft-targets",
+        distill.soft_targets,
+        lambda i: (*_logits(i)[:2], _logits(i)[3]),
+        soft_targets_oracle,
+    ),
+    stateless(
+        "distill-hinton",
+        lambda student, teacher, labels, temperature, alpha: distill.hinton(
+            student, teacher, labels, temperature=temperature, alpha=alpha
+        ),
+        _logits,
+        hinton_oracle,
+    ),
+]
+
+ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION)
