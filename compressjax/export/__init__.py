@@ -1,6 +1,19 @@
 """A model as a .tflite, and the proof that it is the model that was trained."""
 
+from compressjax.export.benchmark import Latency, benchmark
 from compressjax.export.flatbuffer import ops, validate
+from compressjax.export.runtime import run
 from compressjax.export.tflite import tflite
+from compressjax.export.verify import Layer, Parity, verify
 
-__all__ = ["ops", "tflite", "validate"]
+__all__ = [
+    "Latency",
+    "Layer",
+    "Parity",
+    "benchmark",
+    "ops",
+    "run",
+    "tflite",
+    "validate",
+    "verify",
+]

@@ -68,7 +68,7 @@ def convert_plan(plan: Frozen) -> bytes:
                 params = step.params
                 return tf.reduce_mean(values[0], params["axes"], keepdims=params["keepdims"])
             if step.kind == "softmax":
-                return tf.nn.softmax(values[0], axis=step.params["axis"])
+                return tf.nn.softmax(values[0], axis=-1)
             constants = [codes.dequantize() for codes in step.constants]
 
             def segment(*arrays: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressjax.export import flatbuffer
-from compressjax.export.provisional import names_by_scale
+from compressjax.export.provisional import folds, names_by_scale
 from compressjax.quant.frozen import Frozen, FrozenStep
 
 _OPS = {
@@ -28,9 +28,9 @@ _OPS = {
     "reshape": "RESHAPE SQUEEZE EXPAND_DIMS",
     "transpose": "TRANSPOSE RESHAPE",
     "slice": "SLICE STRIDED_SLICE",
+    "relu": "RELU RELU6 RELU_N1_TO_1",
 }
 _VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())
-_FOLDABLE = frozenset("pad reshape transpose".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Matched:
 
     Attributes:
         names: tensor -> (name to write, value of the plan whose grid it has).
-        steps: operator -> name of its step.
+        steps: operators with the names of their steps.
         inputs: float tensors of the graph's inputs, in the plan's order.
         outputs: float tensors of the graph's outputs, in the plan's order.
         entry: the QUANTIZE operators of the inputs.
@@ -47,11 +47,11 @@ class Matched:
     """
 
     names: dict[int, tuple[str, str]]
-    steps: dict[int, str]
+    steps: list[tuple[Any, str]]
     inputs: list[int]
     outputs: list[int]
-    entry: list[int]
-    exits: list[int]
+    entry: list[Any]
+    exits: list[Any]
 
 
 def match(model: Any, plan: Frozen) -> Matched:
@@ -78,7 +78,8 @@ class _Matcher:
         self.scales = np.array(sorted(self.labels))
         self.steps = {step.name: step for step in plan.steps}
         self.free = dict(self.steps)
-        self.found = Matched({}, {}, [], [], [], [])
+        self.folds = {step.name for step in plan.steps if folds(plan, step)}
+        self.found = Matched({}, [], [], [], [], [])
         signature = model.signatureDefs[0]
         self.entries = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.inputs}
         self.exits = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.outputs}
@@ -87,17 +88,18 @@ class _Matcher:
         for index, operator in enumerate(self.graph.operators):
             op = flatbuffer.op_name(self.model, operator)
             if op == "QUANTIZE" and operator.inputs[0] in self.entries:
-                self._enter(index, operator)
+                self._enter(operator)
             elif op == "DEQUANTIZE" and operator.outputs[0] in self.exits:
-                self.found.exits.append(index)
+                self.found.exits.append(operator)
             else:
                 self._operation(index, operator, op)
-        lost = [step for step in self.free.values() if step.kind not in _FOLDABLE]
+        lost = [step for step in self.free.values() if step.name not in self.folds]
         if lost:
             raise ValueError(
                 f"the converter left no operation for step {lost[0].name!r} ({lost[0].kind} of "
                 f"{list(lost[0].inputs)}): nothing in the file has its label"
             )
+        self._fuse_clamps()
         by_name = {name: tensor for tensor, name in self.entries.items()}
         self.found.inputs.extend(by_name[name] for name, *_ in self.plan.inputs)
         by_name = {name: tensor for tensor, name in self.exits.items()}
@@ -105,9 +107,9 @@ class _Matcher:
         self._check_exits()
         return self.found
 
-    def _enter(self, index: int, operator: Any) -> None:
+    def _enter(self, operator: Any) -> None:
         name = self.entries[operator.inputs[0]]
-        self.found.entry.append(index)
+        self.found.entry.append(operator)
         self.found.names[int(operator.outputs[0])] = (name, name)
 
     def _operation(self, index: int, operator: Any, op: str) -> None:
@@ -117,7 +119,7 @@ class _Matcher:
         if step is not None:
             del self.free[step.name]
             self.found.names[output] = (step.name, step.name)
-            self.found.steps[index] = step.name
+            self.found.steps.append((operator, step.name))
         elif op in _VIEWS and len(sources) == 1 and self._is_int8(output):
             self.found.names[output] = (f"{sources[0]}/view_{output}", sources[0])
         else:
@@ -127,6 +129,14 @@ class _Matcher:
                 f"step in the plan (its result has the type number {kind}; 9 is int8). "
                 "Quantize it with a step of its own, or write the layer without it."
             )
+
+    def _fuse_clamps(self) -> None:
+        """A clamp that its producer does gives the producer's tensor its name."""
+        tensors = {name: tensor for tensor, (name, _) in self.found.names.items()}
+        for step in self.free.values():
+            if step.kind in ("relu", "relu6") and step.inputs[0] in tensors:
+                tensors[step.name] = tensors.pop(step.inputs[0])
+                self.found.names[tensors[step.name]] = (step.name, step.name)
 
     def _is_int8(self, tensor: int) -> bool:
         return flatbuffer.dtype(self.graph.tensors[tensor]) == np.int8
@@ -154,14 +164,13 @@ class _Matcher:
 
     def _root(self, name: str) -> str:
         """The value that a chain of foldable steps starts from."""
-        while name in self.steps and self.steps[name].kind in _FOLDABLE:
+        while name in self.folds:
             name = self.steps[name].inputs[0]
         return name
 
     def _check_exits(self) -> None:
         """The file must return the values that the plan returns."""
-        for index in self.found.exits:
-            operator = self.graph.operators[index]
+        for operator in self.found.exits:
             position = int(self.exits[operator.outputs[0]].removeprefix("output_"))
             expected = self.plan.outputs[position]
             value = self.found.names.get(int(operator.inputs[0]), ("", ""))[1]

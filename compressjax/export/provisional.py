@@ -21,6 +21,7 @@ from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 SAME_SCALE = frozenset(
     "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse".split()
 )
+WEIGHTED = frozenset({"conv", "depthwise_conv", "dense"})
 FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
 _WEIGHT_SCALE = np.float32(2**-7)
 _MARK = 1024  # labels are 1, 1 + 1/1024, 1 + 2/1024, ...: exact in float32, far apart
@@ -42,8 +43,10 @@ def label(plan: Frozen) -> Frozen:
     scales = _labels(plan)
     points = {name: point for name, (_, point) in plan.quantization().items()}
     steps = []
-    for step in plan.steps:
-        constants = tuple(_constant(codes, scales[step.inputs[0]]) for codes in step.constants)
+    for index, step in enumerate(plan.steps):
+        rng = np.random.default_rng(index)  # equal constants would be merged into one
+        weight, source = step.kind in WEIGHTED, scales[step.inputs[0]]
+        constants = tuple(_constant(codes, source, rng, weight=weight) for codes in step.constants)
         steps.append(dataclasses.replace(step, constants=constants, scale=scales[step.name]))
     inputs = tuple((name, shape, scales[name], points[name]) for name, shape, _, _ in plan.inputs)
     return Frozen(inputs, tuple(steps), plan.outputs)
@@ -70,9 +73,28 @@ def evaluate(
     for (name, _, scale, point), value in zip(plan.inputs, inputs, strict=True):
         values[name] = quantize(value, scale, point)
     for step in plan.steps:
+        if step.kind == "requantize":  # converters drop a second grid; `rewrite` adds the operation
+            values[step.name] = values[step.inputs[0]]
+            continue
         result = run(step, [values[name] for name in step.inputs])
         values[step.name] = quantize(result, step.scale, step.zero_point)
     return [values[name] for name in plan.outputs]
+
+
+def folds(plan: Frozen, step: FrozenStep) -> bool:
+    """Says whether a converter may leave a step out of the file.
+
+    Args:
+        plan: the plan of the step.
+        step: a step of it.
+
+    Returns:
+        True for pads and changes of shape, which can become part of another operation, for a
+        clamp on its input's own grid, which its producer can do, and for a requantization.
+    """
+    if step.kind in ("relu", "relu6"):
+        return plan.quantization()[step.inputs[0]] == (step.scale, step.zero_point)
+    return step.kind in ("pad", "reshape", "transpose", "requantize")
 
 
 def names_by_scale(plan: Frozen) -> Mapping[float, frozenset[str]]:
@@ -102,9 +124,10 @@ def _labels(plan: Frozen) -> dict[str, float]:
 
     fixed: dict[str, float] = {}
     for step in plan.steps:
-        if step.kind in SAME_SCALE:
+        if step.kind in SAME_SCALE or folds(plan, step):
             for source in step.inputs:
-                _expect(step, grids[source], f"of its input {source!r}")
+                if step.kind != "requantize":
+                    _expect(step, grids[source], f"of its input {source!r}")
                 parent[find(source)] = find(step.name)
         elif step.kind in FIXED_SCALE:
             _expect(step, FIXED_SCALE[step.kind], f"that LiteRT fixes for {step.kind}")
@@ -127,17 +150,20 @@ def _expect(step: FrozenStep, grid: tuple[float, int], whose: str) -> None:
         )
 
 
-def _constant(codes: Codes, input_scale: float) -> Codes:
-    """Pseudo-random codes of the same shape; every channel reaches 127, so none is rescaled."""
-    shape, rng = codes.codes.shape, np.random.default_rng(codes.codes.size)
+def _constant(codes: Codes, input_scale: float, rng: np.random.Generator, *, weight: bool) -> Codes:
+    """Pseudo-random codes that reach the ends of their grid, so that no converter rescales them."""
+    shape = codes.codes.shape
     if codes.codes.dtype == np.int32:
         scale = np.float32(input_scale) * _WEIGHT_SCALE
         return Codes(rng.integers(1, 1000, shape, np.int32), np.asarray(scale), None)
-    pattern = rng.integers(-127, 128, shape, np.int8)
-    axis = codes.axis
-    if axis is None:
-        pattern.flat[0] = 127
-        return Codes(pattern, np.asarray(_WEIGHT_SCALE), None, codes.zero_point)
-    first = tuple(slice(None) if i == axis else 0 for i in range(len(shape)))
-    pattern[first] = 127
-    return Codes(pattern, np.full(shape[axis], _WEIGHT_SCALE), axis, codes.zero_point)
+    pattern = rng.integers(-120, 121, shape, np.int8)
+    if weight and len(shape) == 2:  # each row and each column, whichever holds the channels
+        i = np.arange(max(shape))
+        pattern[i % shape[0], i % shape[1]] = 127
+    elif weight:
+        axis = -1 if codes.axis is None else codes.axis
+        np.moveaxis(pattern, axis, -1)[(0,) * (len(shape) - 1)] = 127
+    else:
+        pattern.flat[-1], pattern.flat[0] = -128, 127
+    scale = np.full(np.shape(codes.scale), _WEIGHT_SCALE)
+    return Codes(pattern, scale, codes.axis, codes.zero_point)

@@ -7,6 +7,7 @@ converters give the same integers, and nothing is left to a recomputed scale.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -45,10 +46,11 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
         graph.tensors[tensor].name = name
         scale, zero_point = grids[value]
         _set_grid(graph.tensors[tensor], np.float32([scale]), zero_point, 0)
-    for index, name in matched.steps.items():
-        writer = _Constants(model, graph.operators[index], steps[name], labels[name])
+    for operator, name in matched.steps:
+        writer = _Constants(model, operator, steps[name], labels[name])
         writer.write(grids[steps[name].inputs[0]][0], matched)
     _name_ends(graph, model.signatureDefs[0], matched, plan)
+    _requantize(model, plan, matched)
     if int8_io:
         _strip_float(graph, model.signatureDefs[0], matched)
     _drop_unused(model)
@@ -88,6 +90,9 @@ class _Constants:
                 continue
             if weights and place == 2:
                 continue
+            if self.op == "PADV2":
+                self._pad_value(place)
+                continue
             if slot >= len(self.step.constants) or old is None:
                 raise ValueError(
                     f"operation {self.op} of step {self.step.name!r} has a constant operand "
@@ -97,6 +102,11 @@ class _Constants:
             slot += 1
         if weights:
             self._bias(input_scale)
+        if self.op == "PAD" and self.step.params.get("lowest"):
+            raise ValueError(
+                f"step {self.step.name!r} pads with the lowest code, but became PAD, which pads "
+                "with the zero point: its `apply` must pad with -inf"
+            )
 
     def _own(self, place: int, data: np.ndarray, name: str) -> Any:
         """Gives the operand a tensor and a buffer that no other operation shares."""
@@ -133,6 +143,11 @@ class _Constants:
             )
         _set_grid(tensor, codes.scale, codes.zero_point, axis)
 
+    def _pad_value(self, place: int) -> None:
+        code = -128 if self.step.params.get("lowest") else self.step.zero_point
+        tensor = self._own(place, np.asarray(code, np.int8), f"{self.step.name}/constant")
+        _set_grid(tensor, np.float32(self.step.scale), self.step.zero_point, 0)
+
     def _bias(self, input_scale: float) -> None:
         biases = [codes for codes in self.step.constants if codes.codes.dtype == np.int32]
         weight = self.step.constants[0]
@@ -163,21 +178,59 @@ def _name_ends(graph: Any, signature: Any, matched: Matched, plan: Frozen) -> No
     schema = require("ai_edge_litert.schema_py_generated")
     graph.name = "main"
     signature.inputs, signature.outputs = [], []
-    for i, (tensor, name) in enumerate(zip(matched.inputs, plan.inputs, strict=True)):
-        graph.tensors[tensor].name = f"serving_default_{name[0]}:0"
-        signature.inputs.append(schema.TensorMapT(name[0], tensor))
+    for tensor, (name, *_) in zip(matched.inputs, plan.inputs, strict=True):
+        graph.tensors[tensor].name = f"serving_default_{name}:0"
+        signature.inputs.append(schema.TensorMapT(name, tensor))
     for i, tensor in enumerate(matched.outputs):
         graph.tensors[tensor].name = f"output_{i}"
         signature.outputs.append(schema.TensorMapT(f"output_{i}", tensor))
     graph.inputs, graph.outputs = list(matched.inputs), list(matched.outputs)
 
 
+def _requantize(model: Any, plan: Frozen, matched: Matched) -> None:
+    """Adds the int8 to int8 QUANTIZE of each requantization, which no converter keeps."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    graph, steps = model.subgraphs[0], {step.name: step for step in plan.steps}
+    tensors = {name: tensor for tensor, (name, _) in matched.names.items()}
+
+    def source(name: str) -> str:
+        while name not in tensors:
+            name = steps[name].inputs[0]
+        return name
+
+    readers = [(operator, steps[name].inputs) for operator, name in matched.steps]
+    for operator in matched.exits:
+        position = matched.outputs.index(int(operator.outputs[0]))
+        readers.append((operator, (plan.outputs[position],)))
+    for step in plan.steps:
+        if step.kind != "requantize":
+            continue
+        old = tensors[source(step.inputs[0])]
+        graph.tensors.append(copy.copy(graph.tensors[old]))
+        new = tensors[step.name] = len(graph.tensors) - 1
+        graph.tensors[new].name = step.name
+        _set_grid(graph.tensors[new], np.float32([step.scale]), step.zero_point, 0)
+        op = schema.OperatorT(opcodeIndex=matched.entry[0].opcodeIndex, inputs=[old], outputs=[new])
+        op.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
+        op.builtinOptions = schema.QuantizeOptionsT()
+        maker = next(i for i, maker in enumerate(graph.operators) if old in list(maker.outputs))
+        graph.operators.insert(maker + 1, op)
+        for reader, names in readers:
+            operands = list(reader.inputs)
+            for place, name in enumerate(names):
+                if source(name) == step.name:
+                    if operands[place] != old:
+                        raise ValueError(f"{step.name!r} does not feed the operation of {names}")
+                    operands[place] = new
+            reader.inputs = operands
+
+
 def _strip_float(graph: Any, signature: Any, matched: Matched) -> None:
     """Removes the QUANTIZE and DEQUANTIZE operations at the ends."""
-    other = {op.inputs[0]: op.outputs[0] for op in map(graph.operators.__getitem__, matched.entry)}
-    other |= {op.outputs[0]: op.inputs[0] for op in map(graph.operators.__getitem__, matched.exits)}
-    removed = set(matched.entry) | set(matched.exits)
-    graph.operators = [op for i, op in enumerate(graph.operators) if i not in removed]
+    other = {op.inputs[0]: op.outputs[0] for op in matched.entry}
+    other |= {op.outputs[0]: op.inputs[0] for op in matched.exits}
+    ends = [*matched.entry, *matched.exits]
+    graph.operators = [op for op in graph.operators if not any(op is end for end in ends)]
     graph.inputs = [other[i] for i in graph.inputs]
     graph.outputs = [other[i] for i in graph.outputs]
     for entry in [*signature.inputs, *signature.outputs]:

@@ -1,0 +1,189 @@
+"""Runs a .tflite with LiteRT, the way a phone does.
+
+The bytes are validated first, so a damaged file is an error and not the end of the process.
+Models keep the batch they were exported with; larger batches are run slice by slice, which is
+exact because the rows of a batch do not touch each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from compressjax.export import flatbuffer
+from compressjax.export._require import require
+
+
+def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
+    """Runs a model on a batch of any size: float in, float out.
+
+    Inputs and outputs that are int8 in the file are quantized and dequantized by the scales that
+    the file itself gives.
+
+    Args:
+        model: the .tflite.
+        *inputs: one float32 array `[N, ...]` per input; all but the first axis as in the file.
+        threads: CPU threads.
+
+    Returns:
+        A float32 array `[N, ...]`, or a tuple of them when the model has several outputs.
+
+    Raises:
+        TypeError: an input is not a float array.
+        ValueError: the file is damaged, LiteRT refuses it, or an input has the wrong shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from compressjax.export.tflite import tflite
+        >>> model = tflite(lambda variables, x: x + 1, {}, jnp.ones((1, 2)), via='litert')
+        >>> run(model, np.zeros((3, 2), np.float32))
+        array([[1., 1.],
+               [1., 1.],
+               [1., 1.]], dtype=float32)
+    """
+    session = Session(model, threads=threads)
+    parts = list(session.slices(inputs))
+    outputs = tuple(
+        dequantize(np.concatenate(column), details)
+        for column, details in zip(zip(*parts, strict=True), session.outputs, strict=True)
+    )
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def quantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    """Rounds real values to int8 codes as LiteRT's CPU kernel does.
+
+    Args:
+        values: float32, any shape.
+        scale: the scale.
+        zero_point: the code of 0.
+
+    Returns:
+        int8 codes: multiply by the float32 inverse of the scale, round half to even, clamp.
+    """
+    inverse = np.float32(1) / np.float32(scale)
+    codes = np.rint(np.asarray(values, np.float32) * inverse) + np.float32(zero_point)
+    return np.clip(codes, -128, 127).astype(np.int8)
+
+
+def dequantize(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    """Gives the real values of an output of the interpreter.
+
+    Args:
+        values: the output, float32 or int8.
+        details: its entry in `get_output_details`.
+
+    Returns:
+        float32, the same shape.
+    """
+    if values.dtype != np.int8:
+        return values
+    scale, zero_point = details["quantization"]
+    return np.float32(scale) * (values.astype(np.float32) - np.float32(zero_point))
+
+
+class Session:
+    """A LiteRT interpreter with its inputs and outputs in the order of the exported function.
+
+    Attributes:
+        interpreter: the allocated LiteRT interpreter, with its default (XNNPACK) kernels.
+        inputs: `get_input_details` in the order of the arguments.
+        outputs: `get_output_details` in the order of the results.
+    """
+
+    def __init__(self, model: bytes, *, threads: int = 1) -> None:
+        """Validates and loads a model.
+
+        Args:
+            model: the .tflite.
+            threads: CPU threads.
+
+        Raises:
+            TypeError: `model` is not bytes.
+            ValueError: the file is damaged, or LiteRT refuses it.
+        """
+        if threads < 1:
+            raise ValueError(f"threads={threads}: expected 1 or more")
+        unpacked = flatbuffer.read(model)
+        litert = require("ai_edge_litert.interpreter")
+        try:
+            self.interpreter = litert.Interpreter(model_content=model, num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"LiteRT refuses the model (operations {flatbuffer.ops(model)}): {error}"
+            ) from error
+        order = {}
+        for signature in (unpacked.signatureDefs or [])[:1]:
+            for entry in [*(signature.inputs or []), *(signature.outputs or [])]:
+                order[entry.tensorIndex] = flatbuffer.text(entry.name)
+        self.inputs = _ordered(self.interpreter.get_input_details(), order)
+        self.outputs = _ordered(self.interpreter.get_output_details(), order)
+
+    def slices(self, inputs: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Runs a batch in slices of the size that the file was exported with.
+
+        Args:
+            inputs: float arrays `[N, ...]`.
+
+        Yields:
+            The raw outputs (float32 or int8) of each slice, the rows that pad the last one cut.
+
+        Raises:
+            TypeError: an input is not a float array.
+            ValueError: an input has the wrong shape, or there are too few or too many.
+        """
+        arrays = self._checked(inputs)
+        total = len(arrays[0]) if arrays[0].ndim else 1
+        size = int(self.inputs[0]["shape"][0]) if arrays[0].ndim else 1
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            for array, details in zip(arrays, self.inputs, strict=True):
+                part = array[start : start + size] if array.ndim else array
+                if count < size:
+                    part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
+                if details["dtype"] is np.int8:
+                    part = quantize(part, *details["quantization"])
+                self.interpreter.set_tensor(details["index"], part)
+            self.interpreter.invoke()
+            results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
+            yield [result[:count] for result in results] if count < size else results
+
+    def _checked(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if len(inputs) != len(self.inputs):
+            raise ValueError(
+                f"the model takes {len(self.inputs)} inputs, found {len(inputs)} arrays"
+            )
+        arrays = []
+        for position, (value, details) in enumerate(zip(inputs, self.inputs, strict=True)):
+            array, shape = np.asarray(value), tuple(int(n) for n in details["shape"])
+            if array.dtype.kind != "f":
+                raise TypeError(
+                    f"input {position} is {array.dtype}, expected float32 "
+                    "(int8 inputs are quantized here)"
+                )
+            whole = array.shape == shape
+            if not whole and (array.shape[1:] != shape[1:] or array.ndim != len(shape)):
+                raise ValueError(
+                    f"input {position} has shape {list(array.shape)}, the model takes "
+                    f"{['N', *shape[1:]]} (exported with N = {shape[0] if shape else 1})"
+                )
+            arrays.append(array.astype(np.float32))
+        shapes = [details["shape"] for details in self.inputs]
+        counts = {len(a) / s[0] for a, s in zip(arrays, shapes, strict=True) if len(s)}
+        if len(counts) > 1 or 0 in counts:
+            raise ValueError(
+                f"the inputs have {[len(array) for array in arrays]} rows: expected the same "
+                "number of rows, at least one"
+            )
+        return arrays
+
+
+def _ordered(details: list[dict[str, Any]], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Sorts by the number in the signature's names, `input_0`, `input_1`, where all have one."""
+    numbers = [names.get(d["index"], "").rpartition("_")[2] for d in details]
+    if not all(number.isdecimal() for number in numbers):
+        return details
+    return [d for _, d in sorted(zip(map(int, numbers), details, strict=True), key=lambda p: p[0])]
