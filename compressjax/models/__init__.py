@@ -1,0 +1,12 @@
+"""Linen networks that the experiments share; nothing in the library depends on them.
+
+All are called as `model.apply(variables, x, train)` with `x: [B, H, W, C]` float and give logits
+`[B, num_classes]`. Every width is a field, so that a shrunk network can be built again.
+"""
+
+from compressjax.models.mlp import MLP as MLP
+from compressjax.models.mobilenet import MobileNetV2 as MobileNetV2
+from compressjax.models.mobilenet import Widths as Widths
+from compressjax.models.mobilenet import mobilenet_widths as mobilenet_widths
+from compressjax.models.resnet import ResNet8 as ResNet8
+from compressjax.models.small_cnn import SmallCNN as SmallCNN

@@ -1,0 +1,172 @@
+"""MobileNetV2: inverted residuals of pointwise and depthwise convolutions.
+
+The deep network of the zoo (52 convolutions and a dense layer), and the one whose depthwise layers
+and linear bottlenecks are hard to quantize.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+# Sandler et al. (2018), table 2: expansion, output channels and number of blocks of each stage.
+_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+
+
+class Widths(NamedTuple):
+    """Channels of every layer of a `MobileNetV2`, as a shrunk one needs them.
+
+    Attributes:
+      stem: outputs of the first convolution.
+      hidden: of each block, the channels its depthwise convolution works on.
+      out: of each block, the channels it puts out; equal within a stage.
+      head: outputs of the last convolution.
+
+    Example:
+      >>> mobilenet_widths(1.0)._replace(head=640)[-1]
+      640
+    """
+
+    stem: int
+    hidden: tuple[int, ...]
+    out: tuple[int, ...]
+    head: int
+
+
+def mobilenet_widths(multiplier: float) -> Widths:
+    """Gives the channels of a standard MobileNetV2.
+
+    Args:
+      multiplier: scales all widths, rounded to multiples of 8; the head never goes under 1280.
+
+    Returns:
+      The channels of every layer.
+
+    Raises:
+      ValueError: the multiplier is not positive.
+
+    Example:
+      >>> mobilenet_widths(0.5).out[:4], mobilenet_widths(0.5).head
+      ((8, 16, 16, 16), 1280)
+    """
+    if multiplier <= 0:
+        raise ValueError(f"mobilenet_widths: the multiplier must be positive, found {multiplier}")
+    stem = _round_to_8(32 * multiplier)
+    hidden, out, last = [], [], stem
+    for expansion, width, blocks in _STAGES:
+        for _ in range(blocks):
+            hidden.append(expansion * last)
+            out.append(_round_to_8(width * multiplier))
+            last = out[-1]
+    return Widths(stem, tuple(hidden), tuple(out), _round_to_8(1280 * max(1.0, multiplier)))
+
+
+def _round_to_8(width: float) -> int:
+    """Rounds to a multiple of 8, at least 8, and never down by more than a tenth."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * width else rounded + 8
+
+
+class InvertedResidual(nn.Module):
+    """Expands with a 1x1 convolution, filters depthwise, projects back with a linear 1x1.
+
+    Called with `x: [B, H, W, C]`; returns `[B, ceil(H / stride), ceil(W / stride), out]`.
+
+    Attributes:
+      hidden: channels of the depthwise convolution.
+      out: output channels.
+      stride: stride of the depthwise convolution.
+      expand: whether the first 1x1 convolution is there; without it `hidden` is C.
+      residual: whether the input is added to the output.
+    """
+
+    hidden: int
+    out: int
+    stride: int
+    expand: bool
+    residual: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Returns `[B, H', W', out]` of `x: [B, H, W, C]`."""
+        y = _conv_norm(x, self.hidden, train=train) if self.expand else x
+        y = _conv_norm(y, self.hidden, 3, self.stride, groups=self.hidden, train=train)
+        y = _conv_norm(y, self.out, linear=True, train=train)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of any width and for any resolution.
+
+    From Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2.
+    A block adds its input where it is not the first of its stage.
+
+    Called with `x: [B, H, W, C]` float, of any size; returns logits `[B, num_classes]`. With
+    `train=True` batch norm uses the batch's own statistics and the collection `batch_stats` must be
+    mutable.
+
+    Attributes:
+      num_classes: number of logits.
+      multiplier: width multiplier of a standard network.
+      strides: strides of the stem and of the first block of each of the seven stages. For small
+        images, put ones in front: `(1, 1, 1, 2, 2, 1, 2, 1)` ends at 4x4 for 32x32 images.
+      widths: the channels of every layer; `mobilenet_widths(multiplier)` if None.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = MobileNetV2(num_classes=1000)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 224, 224, 3]))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+      3504872
+    """
+
+    num_classes: int
+    multiplier: float = 1.0
+    strides: Sequence[int] = (2, 1, 2, 2, 2, 1, 2, 1)
+    widths: Widths | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits `[B, num_classes]` of `x: [B, H, W, C]`."""
+        widths = mobilenet_widths(self.multiplier) if self.widths is None else self.widths
+        total = sum(blocks for _, _, blocks in _STAGES)
+        if len(self.strides) != 1 + len(_STAGES):
+            raise ValueError(
+                f"MobileNetV2: strides must have {1 + len(_STAGES)} entries, the stem's and each"
+                f" stage's, found {tuple(self.strides)}"
+            )
+        if not len(widths.hidden) == len(widths.out) == total:
+            raise ValueError(
+                f"MobileNetV2: widths must list {total} blocks, found {len(widths.hidden)} hidden"
+                f" and {len(widths.out)} out"
+            )
+        x = _conv_norm(x, widths.stem, 3, self.strides[0], train=train)
+        channels = zip(widths.hidden, widths.out, strict=True)
+        for (expansion, _, blocks), stride in zip(_STAGES, self.strides[1:], strict=True):
+            for block in range(blocks):
+                hidden, out = next(channels)
+                first = block == 0
+                x = InvertedResidual(
+                    hidden, out, stride if first else 1, expansion > 1, residual=not first
+                )(x, train)
+        x = _conv_norm(x, widths.head, train=train)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+def _conv_norm(
+    x: jax.Array,
+    width: int,
+    size: int = 1,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    linear: bool = False,
+    train: bool,
+) -> jax.Array:
+    """Applies a convolution, batch norm and, unless `linear`, ReLU6; called inside a module."""
+    x = nn.Conv(width, (size, size), (stride, stride), feature_group_count=groups, use_bias=False)(
+        x
+    )
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+    return x if linear else nn.relu6(x)
