@@ -102,10 +102,11 @@ class _Constants:
             slot += 1
         if weights:
             self._bias(input_scale)
-        if self.op == "PAD" and self.step.params.get("lowest"):
+        lowest = self.step.params.get("lowest") and self.step.zero_point != -128
+        if self.op == "PAD" and lowest:
             raise ValueError(
                 f"step {self.step.name!r} pads with the lowest code, but became PAD, which pads "
-                "with the zero point: its `apply` must pad with -inf"
+                "with the zero point: its `apply` must pad with a value below 0"
             )
 
     def _own(self, place: int, data: np.ndarray, name: str) -> Any:

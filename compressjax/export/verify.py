@@ -112,14 +112,13 @@ def verify(
     inputs = batch if isinstance(batch, tuple) else (batch,)
     inputs = tuple(np.asarray(value) for value in inputs)
     compare = _Comparison(model, quantized=hasattr(fn_or_q, "intermediates"))
-    for rows in _slices(inputs, slice_size):
-        if compare.quantized:
-            codes = fn_or_q.intermediates(variables, *rows)
-            outputs = jax.tree.leaves(fn_or_q.apply(variables, *rows))
-            compare.codes(codes, rows)
-        else:
-            outputs = jax.tree.leaves(fn_or_q(variables, *rows))
-        compare.outputs([np.asarray(output, np.float32) for output in outputs], rows)
+    apply = jax.jit(fn_or_q.apply if compare.quantized else fn_or_q)
+    intermediates = jax.jit(fn_or_q.intermediates) if compare.quantized else None
+    for rows, count in _slices(inputs, slice_size):
+        if intermediates is not None:
+            compare.codes(intermediates(variables, *rows), rows, count)
+        outputs = jax.tree.leaves(apply(variables, *rows))
+        compare.outputs([np.asarray(output, np.float32) for output in outputs], rows, count)
     return compare.result()
 
 
@@ -142,11 +141,16 @@ def with_all_tensors(model: bytes) -> tuple[bytes, list[str]]:
     return flatbuffer.write(unpacked), [flatbuffer.text(graph.tensors[i].name) for i in made]
 
 
-def _slices(inputs: Sequence[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, ...]]:
-    if not len(inputs[0]):
+def _slices(
+    inputs: Sequence[np.ndarray], size: int
+) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:
+    """Slices of one size, so that nothing compiles twice: the last row fills the last slice."""
+    total = len(inputs[0]) if inputs[0].ndim else 0
+    if not total:
         raise ValueError("verify needs at least one row, found an empty batch")
-    for start in range(0, len(inputs[0]), size):
-        yield tuple(value[start : start + size] for value in inputs)
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + min(size, total)), total - 1)
+        yield tuple(value[rows] for value in inputs), min(size, total - start)
 
 
 class _Comparison:
@@ -162,8 +166,8 @@ class _Comparison:
             probe, self.names = with_all_tensors(model)
             self.probe = Session(probe)
 
-    def codes(self, expected: Mapping[str, Any], rows: Sequence[np.ndarray]) -> None:
-        """Compares the inner tensors of one slice."""
+    def codes(self, expected: Mapping[str, Any], rows: Sequence[np.ndarray], count: int) -> None:
+        """Compares the inner tensors of the first `count` rows of a slice."""
         if not set(self.names) & set(expected):
             raise ValueError(
                 f"no tensor of the file has a name of the model: the file has {self.names[:5]}, "
@@ -172,10 +176,12 @@ class _Comparison:
         found = [np.concatenate(parts) for parts in zip(*self.probe.slices(rows), strict=True)]
         for name, codes in zip(self.names, found, strict=True):
             if name in expected:
-                self._count(name, codes, np.asarray(expected[name]))
+                self._count(name, codes, np.asarray(expected[name]), count)
 
-    def outputs(self, expected: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> None:
-        """Compares the outputs of one slice."""
+    def outputs(
+        self, expected: Sequence[np.ndarray], rows: Sequence[np.ndarray], count: int
+    ) -> None:
+        """Compares the outputs of the first `count` rows of a slice."""
         parts = zip(*self.session.slices(rows), strict=True)
         found = [
             dequantize(np.concatenate(part), details)
@@ -187,23 +193,23 @@ class _Comparison:
                 f"the model {[x.shape for x in expected]}"
             )
         for position, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-            self._count(f"output_{position}", theirs, ours)
+            self._count(f"output_{position}", theirs, ours, count)
             self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
             self.magnitude = max(self.magnitude, float(np.abs(ours).max(initial=0)))
         if expected[0].ndim > 1:
-            same = expected[0].argmax(-1) == found[0].argmax(-1)
+            same = (expected[0].argmax(-1) == found[0].argmax(-1))[:count]
             self.agreeing += float(same.reshape(len(same), -1).mean(-1).sum())
         else:
-            self.agreeing += len(expected[0])
-        self.rows += len(rows[0])
+            self.agreeing += count
+        self.rows += count
 
-    def _count(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    def _count(self, name: str, found: np.ndarray, expected: np.ndarray, count: int) -> None:
         if found.size != expected.size:
             raise ValueError(
                 f"tensor {name!r} has shape {list(found.shape)} in the file and "
                 f"{list(expected.shape)} in the model: verify with the batch axis first"
             )
-        expected = expected.reshape(found.shape)
+        expected, found = expected.reshape(found.shape)[:count], found[:count]
         differing, largest = int((found != expected).sum()), 0
         if found.dtype == np.int8:
             steps = np.abs(found.astype(np.int16) - expected.astype(np.int16))
