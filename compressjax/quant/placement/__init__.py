@@ -1,0 +1,84 @@
+"""Placement: which LiteRT operations a graph becomes, and where a range is needed.
+
+Follows the LiteRT int8 specification: a contraction takes its bias, the affine map behind it and a
+ReLU with it; pooling, reshapes and concatenation share one scale and zero point between inputs and
+output; softmax, logistic and tanh have fixed grids. Everything that depends on an input becomes a
+step here or is an error: nothing falls back to float in silence.
+"""
+
+from collections.abc import Callable, Mapping
+
+from compressjax.graph import Graph, Op
+from compressjax.quant.placement import contractions, moves, pointwise, windows
+from compressjax.quant.placement.placer import Placer, is_cast
+from compressjax.quant.plan import Plan
+
+_ALIASES = frozenset({"stop_gradient", "copy", "copy_p", "optimization_barrier"})
+_RULES: Mapping[str, Callable[[Placer, Op], None]] = {
+    "conv_general_dilated": contractions.conv,
+    "dot_general": contractions.dot,
+    "add": pointwise.elementwise,
+    "sub": pointwise.elementwise,
+    "mul": pointwise.elementwise,
+    "div": pointwise.elementwise,
+    "relu": pointwise.relu,
+    "relu6": pointwise.relu,
+    "max": pointwise.relu,
+    "min": pointwise.relu,
+    "clamp": pointwise.relu,
+    "reduce_sum": windows.reduce_sum,
+    "reduce_max": pointwise.softmax,
+    "reduce_window_sum": windows.pool,
+    "reduce_window_max": windows.pool,
+    "concatenate": moves.concatenate,
+    "pad": moves.pad,
+    "reshape": moves.reshape,
+    "squeeze": moves.reshape,
+    "expand_dims": moves.reshape,
+    "broadcast_in_dim": moves.reshape,
+    "transpose": moves.transpose,
+    "slice": moves.slice_,
+    "split": moves.split,
+    "logistic": pointwise.unary,
+    "tanh": pointwise.unary,
+}
+
+
+def place(graph: Graph) -> Plan:
+    """Turns a graph into the steps that LiteRT runs in int8.
+
+    Args:
+      graph: from `trace(..., keep_custom=False)`; float inputs, float outputs.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: for an operation that no int8 step stands for, an input or output that is not
+        float, or an output that no step computes.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from compressjax import graph as graphs
+      >>> def fn(v, x):
+      ...     return jax.nn.relu(x @ v['kernel'] + v['bias'])
+      >>> variables = {'kernel': jnp.ones((3, 2)), 'bias': jnp.zeros((1, 2))}
+      >>> plan = place(graphs.trace(fn, variables, jnp.ones((1, 3)), keep_custom=False))
+      >>> [(step.name, step.kind, step.lo) for step in plan.steps]
+      [('kernel', 'dense', 0.0)]
+    """
+    placer = Placer(graph)
+    for op in graph.ops:
+        if op not in placer.covered and not all(map(graph.is_static, op.outputs)):
+            _place_op(placer, op)
+    return placer.plan()
+
+
+def _place_op(placer: Placer, op: Op) -> None:
+    if op.kind in _ALIASES or is_cast(op):
+        placer.tensors[op.outputs[0]] = placer.tensors[op.inputs[0]]
+        return
+    rule = _RULES.get(op.kind)
+    if rule is None:
+        placer.refuse(op, "no int8 operation of LiteRT stands for it")
+    rule(placer, op)

@@ -1,0 +1,174 @@
+"""The walk that placement makes: which values are tensors, and which tensors share a range.
+
+The rules in the neighbouring modules say what an operation becomes; this is what they write into.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+from compressjax.graph import Graph, Literal, Op, Value
+from compressjax.quant.plan import Constant, Plan, Step
+
+# Bounds that LiteRT can fuse into the operation before: relu, relu6, relu_n1_to_1.
+FUSED_BOUNDS = frozenset({(0.0, None), (0.0, 6.0), (-1.0, 1.0)})
+# Scale and zero point that LiteRT's specification fixes.
+FIXED_GRIDS = {
+    "logistic": (1.0 / 256.0, -128),
+    "softmax": (1.0 / 256.0, -128),
+    "tanh": (1.0 / 128.0, 0),
+}
+
+
+class Placer:
+    """Walks a graph once, in order, and collects steps."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.covered: set[Op] = set()
+        self.steps: list[Step] = []
+        self.tensors: dict[Value, str] = {}
+        self.ranges: dict[str, str] = {}
+        self.fixed: dict[str, tuple[float, int]] = {}
+        for name, value in graph.inputs.items():
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(
+                    f"{name} has dtype {value.dtype}; a quantized model takes float inputs: cast "
+                    "before the call, outside the function"
+                )
+            self.tensors[value] = name
+            self.ranges[name] = name
+
+    def plan(self) -> Plan:
+        """What was collected, as a plan."""
+        outputs = []
+        for i, value in enumerate(self.graph.outputs):
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(
+                    f"output {i} has dtype {value.dtype}, expected a float output: return the "
+                    "logits, and take argmax outside the function"
+                )
+            if value not in self.tensors:
+                raise ValueError(
+                    f"output {i} does not depend on an input: there is nothing to quantize"
+                )
+            outputs.append(self.tensors[value])
+        ranges = {name: self.range_of(name) for name in self.ranges}
+        return Plan(
+            self.graph, self.graph.inputs, tuple(self.steps), tuple(outputs), ranges, self.fixed
+        )
+
+    def refuse(self, op: Op, why: str) -> NoReturn:
+        """Raises the error that names an operation and says what to do."""
+        raise ValueError(
+            f"cannot quantize operation {op.name!r} ({op.kind}, output shape {op.out_shape}): "
+            f"{why}. "
+            "Rewrite it with convolutions, matrix products, add, sub, mul, pooling, means, "
+            "reshapes, concatenation, relu, relu6, logistic, tanh or softmax, or leave it out of "
+            "the function that is quantized."
+        )
+
+    def range_of(self, name: str) -> str:
+        """The tensor whose range a tensor has."""
+        while self.ranges[name] != name:
+            name = self.ranges[name]
+        return name
+
+    def share(self, first: str, second: str) -> None:
+        """Makes two tensors share one range."""
+        keep, drop = self.range_of(first), self.range_of(second)
+        if keep == drop:
+            return
+        if drop in self.fixed:
+            keep, drop = drop, keep
+        self.ranges[drop] = keep
+
+    def tensor(self, op: Op, value: Value) -> str:
+        """The name of the tensor that a value is."""
+        if value not in self.tensors:
+            self.refuse(op, "one of its operands is a constant that LiteRT cannot take there")
+        return self.tensors[value]
+
+    def add(
+        self,
+        op: Op,
+        kind: str,
+        inputs: Sequence[str],
+        output: Value | None,
+        *,
+        name: str | None = None,
+        shape: tuple[int, ...] | None = None,
+        params: Mapping[str, Any] | None = None,
+        bounds: tuple[float | None, float | None] = (None, None),
+        constant: Constant | None = None,
+        same_range: bool = False,
+    ) -> str:
+        """Appends a step; `output` is the graph's value that it computes, if there is one."""
+        name = name or op.name
+        out_shape = shape if shape is not None else op.out_shape
+        self.steps.append(
+            Step(name, kind, tuple(inputs), out_shape, params or {}, *bounds, constant=constant)
+        )
+        self.ranges[name] = name
+        if kind in FIXED_GRIDS:
+            self.fixed[name] = FIXED_GRIDS[kind]
+        if same_range:
+            for other in inputs:
+                self.share(other, name)
+        if output is not None:
+            self.tensors[output] = name
+        return name
+
+    def only_reader(self, value: Value) -> Op | None:
+        """The one operation that reads a value, if there is just one and it is not an output."""
+        readers = self.graph.consumers.get(value, ())
+        return readers[0] if len(readers) == 1 and value not in self.graph.outputs else None
+
+    def bounds(self, value: Value) -> tuple[tuple[float | None, float | None], Value]:
+        """Follows a ReLU that can be fused into whatever computes a value."""
+        best: tuple[float | None, float | None] = (None, None)
+        end, lo, hi = value, None, None
+        passed: list[Op] = []
+        while (op := self.only_reader(end)) is not None and (
+            step := clamp_bounds(op, end)
+        ) is not None:
+            lo = max((bound for bound in (lo, step[0]) if bound is not None), default=None)
+            hi = min((bound for bound in (hi, step[1]) if bound is not None), default=None)
+            passed.append(op)
+            end = op.outputs[0]
+            if (lo, hi) in FUSED_BOUNDS:
+                best, value = (lo, hi), end
+                self.covered.update(passed)
+        return best, value
+
+
+def is_cast(op: Op) -> bool:
+    """Tells whether an operation only changes the float type."""
+    return op.kind in ("convert_element_type", "reduce_precision") and all(
+        jnp.issubdtype(value.dtype, jnp.floating) for value in (op.inputs[0], op.outputs[0])
+    )
+
+
+def literal(value: Value) -> float | None:
+    """The number that a value is, if the function wrote one down."""
+    if isinstance(value, Literal) and np.ndim(value.value) == 0:
+        return float(value.value)
+    return None
+
+
+def clamp_bounds(op: Op, value: Value) -> tuple[float | None, float | None] | None:
+    """The bounds that an operation clamps a value to, if it is a clamp."""
+    if op.kind == "relu":
+        return 0.0, None
+    if op.kind == "relu6":
+        return 0.0, 6.0
+    if op.kind == "clamp":
+        low, high = literal(op.inputs[0]), literal(op.inputs[2])
+        return (low, high) if op.inputs[1] is value and None not in (low, high) else None
+    if op.kind in ("max", "min"):
+        bound = literal(op.inputs[1 if op.inputs[0] is value else 0])
+        if bound is not None:
+            return (bound, None) if op.kind == "max" else (None, bound)
+    return None
