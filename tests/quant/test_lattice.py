@@ -54,11 +54,12 @@ def floats(codes):
 def assert_exact(fn, expected, x, *rest):
     """Asserts that fn(x, *rest) gives `expected` eagerly and jitted both ways."""
     forms = {
-        "eager": fn(x, *rest),
-        "jit": jax.jit(fn)(x, *rest),
-        "jit with constants": jax.jit(lambda x: fn(x, *rest))(x),
+        "eager": fn,
+        "jit": jax.jit(fn),
+        "jit with constants": lambda x, *rest: jax.jit(lambda x: fn(x, *rest))(x),
     }
-    for form, found in forms.items():
+    for form, run in forms.items():
+        found = run(x, *rest)
         np.testing.assert_array_equal(np.asarray(found), expected.astype(F32), err_msg=form)
 
 
@@ -561,3 +562,88 @@ class TestReductions:
                 window_strides=(1,),
                 padding="VALID",
             )
+
+
+ALL_CODES = np.arange(-128, 128, dtype=np.int8)[None]
+
+
+class TestFunctions:
+    @pytest.mark.parametrize("name", ["logistic", "tanh"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_tables_equal_litert(self, name, seed):
+        rng = np.random.default_rng(seed)
+        function = {"logistic": lattice.logistic, "tanh": lattice.tanh}[name]
+        scale, zero = {"logistic": lattice.LOGISTIC_GRID, "tanh": lattice.TANH_GRID}[name]
+        jitted = jax.jit(function)
+        for _ in range(20):
+            x_scale, x_zero = draw_scale(rng, -8, -1), draw_zero(rng)
+            model = ops.unary(
+                name.upper(),
+                ops.Tensor(ALL_CODES.shape, scale=x_scale, zero_point=x_zero),
+                ops.Tensor(ALL_CODES.shape, scale=scale, zero_point=zero),
+            )
+            assert ops.delegated(model)
+            expected = ops.run(model, ALL_CODES)
+            found = jitted(floats(ALL_CODES), grid(x_scale, x_zero))
+            np.testing.assert_array_equal(found, expected)
+        assert_exact(function, expected, floats(ALL_CODES), grid(x_scale, x_zero))
+
+    @pytest.mark.parametrize("name", ["HARD_SWISH", "RELU", "RELU6"])
+    @pytest.mark.parametrize("seed", range(2))
+    def test_fixed_point_equals_litert(self, name, seed):
+        rng = np.random.default_rng(seed)
+        function = {
+            "HARD_SWISH": lattice.hard_swish,
+            "RELU": lattice.relu,
+            "RELU6": lambda *arguments: lattice.relu(*arguments, hi=6.0),
+        }[name]
+        jitted = jax.jit(function)
+        for draw in range(20):
+            scale, zero, x_zero = draw_scale(rng, -7, -1), draw_zero(rng), draw_zero(rng)
+            x_scale = F32(scale * 2.0 ** rng.uniform(-2, 3)) if draw else scale
+            model = ops.unary(
+                name,
+                ops.Tensor(ALL_CODES.shape, scale=x_scale, zero_point=x_zero),
+                ops.Tensor(ALL_CODES.shape, scale=scale, zero_point=zero),
+                version=1 if name == "HARD_SWISH" else 2,
+            )
+            assert not ops.delegated(model)
+            grids, expected = (grid(x_scale, x_zero), grid(scale, zero)), ops.run(model, ALL_CODES)
+            np.testing.assert_array_equal(jitted(floats(ALL_CODES), *grids), expected)
+        assert_exact(function, expected, floats(ALL_CODES), *grids)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_softmax_is_at_most_one_step_from_litert_and_seldom(self, seed):
+        rng = np.random.default_rng(seed)
+        scale, zero = draw_scale(rng, -7, -1), draw_zero(rng)
+        x = np.clip(np.rint(rng.normal(size=(4000, 10)) * 30), -128, 127).astype(np.int8)
+        model = ops.unary(
+            "SOFTMAX",
+            ops.Tensor(x.shape, scale=scale, zero_point=zero),
+            ops.Tensor(x.shape, scale=1 / 256, zero_point=-128),
+        )
+        assert not ops.delegated(model)
+        steps = np.abs(lattice.softmax(floats(x), grid(scale, zero)) - ops.run(model, x))
+        assert steps.max() <= 1
+        assert (steps > 0).mean() <= 1e-4
+
+    def test_gradients_are_those_of_the_functions(self):
+        x, q, out = jnp.linspace(-30.4, 40.3, 60), grid(0.1, 5), grid(0.05, -3)
+        real = (x - 5) * F32(0.1)
+
+        def slope(function, at):
+            return jax.jit(jax.vmap(jax.grad(function)))(at)
+
+        sigmoid = slope(lambda v: jax.nn.sigmoid(v) * 256, real) * 0.1
+        np.testing.assert_allclose(slope(lambda v: lattice.logistic(v, q), x), sigmoid, rtol=1e-4)
+        bend = slope(lambda v: jnp.tanh(v) * 128, real) * 0.1
+        np.testing.assert_allclose(slope(lambda v: lattice.tanh(v, q), x), bend, rtol=1e-4)
+        swish = slope(jax.nn.hard_swish, real) * 2
+        found = slope(lambda v: lattice.hard_swish(v, q, out), x)
+        np.testing.assert_allclose(found, swish, rtol=1e-4, atol=1e-6)
+        found = slope(lambda v: lattice.relu(v, q, out), x)
+        np.testing.assert_allclose(found, np.where(x > 5, 2.0, 0.0), rtol=1e-6)
+        cotangent = jax.random.normal(jax.random.key(0), x.shape)
+        found = jax.grad(lambda v: (lattice.softmax(v, q) * cotangent).sum())(x)
+        expected = jax.grad(lambda v: (jax.nn.softmax((v - 5) * 0.1) * 256 * cotangent).sum())(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)

@@ -10,6 +10,16 @@ This package knows arrays only. Which operators of a network get which grid is p
 business, and running a graph on the lattice is `quantize`'s.
 """
 
+from compressjax.quant.lattice.functions import (
+    LOGISTIC_GRID,
+    SOFTMAX_GRID,
+    TANH_GRID,
+    hard_swish,
+    logistic,
+    relu,
+    softmax,
+    tanh,
+)
 from compressjax.quant.lattice.grid import (
     Affine,
     bias_codes,
@@ -26,6 +36,9 @@ from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  
 
 __all__ = [
     "Affine",
+    "LOGISTIC_GRID",
+    "SOFTMAX_GRID",
+    "TANH_GRID",
     "add",
     "avg_pool",
     "bias_codes",
@@ -33,14 +46,19 @@ __all__ = [
     "conv",
     "dequantize",
     "dot_general",
+    "hard_swish",
+    "logistic",
     "max_pool",
     "mean",
     "mul",
     "quantize",
+    "relu",
     "requantize",
+    "softmax",
     "ste_round",
     "straight_through",
     "sub",
     "sum",
+    "tanh",
     "weight_codes",
 ]

@@ -198,6 +198,36 @@ def bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, 
     )
 
 
+def builtin_bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, jax.Array]:
+    """Computes the clamp of a fused activation as LiteRT's builtin kernels do.
+
+    Unlike `bounds`, real / scale is rounded half away from zero before the zero point is added.
+
+    Args:
+        out: the output's grid, per tensor.
+        lo: least real value, or None.
+        hi: greatest real value, or None.
+
+    Returns:
+        (code_lo, code_hi), float32 scalars.
+
+    Example:
+        >>> grid = Affine(jnp.float32(4.0), jnp.float32(1.0))
+        >>> [float(bound) for bound in builtin_bounds(grid, 0.0, 6.0)]
+        [1.0, 3.0]
+    """
+
+    def code(value: float) -> jax.Array:
+        steps = jnp.float32(value) / f32(out.scale)
+        away = jnp.trunc(steps) + jnp.trunc(2.0 * (steps - jnp.trunc(steps)))
+        return jnp.clip(away + f32(out.zero_point), CODE_MIN, CODE_MAX)
+
+    return (
+        f32(CODE_MIN) if lo is None else code(lo),
+        f32(CODE_MAX) if hi is None else code(hi),
+    )
+
+
 def store(steps: jax.Array, out_q: Affine, code_lo: jax.Array, code_hi: jax.Array) -> jax.Array:
     """Rounds a value in steps of the output's grid half to even, shifts it and clamps it.
 

@@ -18,6 +18,7 @@ from compressjax.quant.lattice.grid import (
     CODE_MIN,
     Affine,
     bounds,
+    builtin_bounds,
     clamped_like,
     f32,
     ratio,
@@ -64,7 +65,7 @@ def max_pool(
         x, -jnp.inf, lax.max, tuple(window_dimensions), tuple(window_strides), padding
     )
     gaps = any(map(operator.gt, window_strides, window_dimensions))
-    code_bounds = (_builtin_bounds if gaps else bounds)(q, lo, hi)
+    code_bounds = (builtin_bounds if gaps else bounds)(q, lo, hi)
     return clamped_like(jnp.clip(best, *code_bounds), best, *code_bounds)
 
 
@@ -118,7 +119,7 @@ def avg_pool(
     whole = lax.stop_gradient(total).astype(jnp.int32)
     half = jnp.where(whole > 0, count // 2, -(count // 2))
     exact = lax.div(whole + half, jnp.broadcast_to(count, whole.shape)).astype(jnp.float32)
-    code_bounds = _builtin_bounds(q, lo, hi)
+    code_bounds = builtin_bounds(q, lo, hi)
     mean_code = total / count.astype(np.float32)
     return clamped_like(jnp.clip(exact, *code_bounds), mean_code, *code_bounds)
 
@@ -135,20 +136,6 @@ def _positions(shape, window, strides, pads) -> np.ndarray:
         spread[axis] = len(starts)
         count = count * inside.astype(np.int32).reshape(spread)
     return count
-
-
-def _builtin_bounds(q: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, jax.Array]:
-    """Computes a fused activation's clamp as the builtin kernels do: half away from zero."""
-
-    def code(value: float) -> jax.Array:
-        steps = jnp.float32(value) / f32(q.scale)
-        away = jnp.trunc(steps) + jnp.trunc(2.0 * (steps - jnp.trunc(steps)))
-        return jnp.clip(away + f32(q.zero_point), CODE_MIN, CODE_MAX)
-
-    return (
-        f32(CODE_MIN) if lo is None else code(lo),
-        f32(CODE_MAX) if hi is None else code(hi),
-    )
 
 
 def mean(
