@@ -8,13 +8,14 @@ from compressjax.training.checkpoint import (
 from compressjax.training.evaluate import Score, evaluate
 from compressjax.training.fit import Schedule, fit
 from compressjax.training.loop import TrainState, init_state, make_epoch, steps_per_epoch
-from compressjax.training.losses import distilled, from_apply, supervised
+from compressjax.training.losses import Forward, distilled, from_apply, supervised
 from compressjax.training.metrics import MetricsWriter, read_metrics
 
 __all__ = [
     "CheckpointMismatchError",
     "Checkpoints",
     "DamagedCheckpointError",
+    "Forward",
     "MetricsWriter",
     "Schedule",
     "Score",

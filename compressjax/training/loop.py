@@ -1,8 +1,13 @@
-"""The training loop: one jitted scan an epoch, over data that stay on the device.
+"""The training loop: jitted steps, scanned over an epoch, on data that stay on the device.
 
 There is one loop for everything the experiments train: a dense network, one under pruning masks,
 a shrunk or folded one, a student, a quantized one. What differs is a pure loss function (see
-`losses.py`) and an optax transformation. Python runs once an epoch, not once a step.
+`losses.py`) and an optax transformation.
+
+On accelerators Python runs once an epoch, not once a step. On CPU the same jitted step is called
+from Python: XLA brings convolutions into the form that its fast CPU kernels take only outside of
+loops (https://github.com/jax-ml/jax/issues/12868), so inside a scan the gradient of a 3x3 kernel
+takes 36 times as long, and a whole step of a small CNN 10 times.
 
 The order of the data, the augmentation and any other randomness are functions of the state's key
 and its step, never of how often the program was started, so a resumed run takes the same steps
@@ -16,6 +21,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from compressjax.data import epoch_indices
 
 Variables = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -87,8 +94,9 @@ def make_epoch(
     *,
     batch_size: int,
     augment: Augment | None = None,
+    scan: bool | None = None,
 ) -> EpochFn:
-    """Make a jitted function that trains one epoch.
+    """Make a function that trains one epoch.
 
     Every epoch shuffles the whole set and drops the remainder that fills no batch. The state given
     to the function is donated: use the one it returns.
@@ -100,6 +108,8 @@ def make_epoch(
       tx: an optax transformation over `variables['params']`.
       batch_size: images a step.
       augment: `(rng, images [B, ...]) -> x [B, ...]`, run inside jit; None passes images on.
+      scan: compile the epoch as one scan (True) or one step (False); the steps are the same up to
+        float rounding. None scans unless the default backend is the CPU.
 
     Returns:
       `(state, images [N, ...], labels [N]) -> (state, metrics)`; `metrics` are means over the
@@ -140,22 +150,53 @@ def make_epoch(
         )
         return state, {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
 
-    def epoch(
+    def orders(state: TrainState, num_examples: int) -> tuple[jax.Array, jax.Array]:
+        """The epoch's rows [steps, batch_size], and the key of its steps."""
+        order_rng, step_rng = jax.random.split(state.rng)
+        done = state.step // steps_per_epoch(num_examples, batch_size)
+        rng = jax.random.fold_in(order_rng, done)
+        return epoch_indices(rng, num_examples, batch_size), step_rng
+
+    def scanned(
         state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, Metrics]:
         chex.assert_equal_shape_prefix([images, labels], 1)
-        steps = steps_per_epoch(images.shape[0], batch_size)
-        order_rng, step_rng = jax.random.split(state.rng)
-        order_rng = jax.random.fold_in(order_rng, state.step // steps)
-        order = jax.random.permutation(order_rng, images.shape[0])[: steps * batch_size]
+        order, step_rng = orders(state, images.shape[0])
 
         def body(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
             return train_step(state, images[rows], labels[rows], step_rng)
 
-        state, metrics = jax.lax.scan(body, state, order.reshape(steps, batch_size))
+        state, metrics = jax.lax.scan(body, state, order)
         return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
-    return jax.jit(epoch, donate_argnums=0)
+    def one_step(
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        order: jax.Array,
+        row: jax.Array,
+        rng: jax.Array,
+    ) -> tuple[TrainState, Metrics]:
+        chex.assert_equal_shape_prefix([images, labels], 1)
+        return train_step(state, images[order[row]], labels[order[row]], rng)
+
+    jitted_orders = jax.jit(orders, static_argnums=1)
+    jitted_step = jax.jit(one_step, donate_argnums=0)
+
+    def stepped(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        order, step_rng = jitted_orders(state, images.shape[0])
+        history = []
+        for row in range(order.shape[0]):
+            state, metrics = jitted_step(state, images, labels, order, row, step_rng)
+            history.append(metrics)
+        history = jax.device_get(history)
+        return state, jax.tree.map(lambda *values: jnp.mean(jnp.stack(values)), *history)
+
+    if scan is None:
+        scan = jax.default_backend() != "cpu"
+    return jax.jit(scanned, donate_argnums=0) if scan else stepped
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

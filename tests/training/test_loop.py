@@ -1,5 +1,6 @@
 """The scanned loop takes the steps that a plain loop takes, and counts what there is to count."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -122,6 +123,22 @@ def test_augmentation_gets_a_fresh_key_every_step(data):
     assert len(set(np.asarray(state.variables["values"]).tolist())) == 6
 
 
+def test_scanned_and_single_steps_agree(data, variables):
+    tx = optax.adam(0.01)
+    augment = lambda rng, x: x + 0.1 * jax.random.normal(rng, x.shape)  # noqa: E731
+    results = []
+    for scan in (True, False):
+        epoch = training.make_epoch(
+            training.supervised(forward), tx, batch_size=16, augment=augment, scan=scan
+        )
+        state = start(variables, tx)
+        for _ in range(3):
+            state, metrics = epoch(state, *data)
+        results.append((state.step, state.variables, state.opt_state, metrics))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+
+
 def test_distillation_leaves_the_teacher_alone_and_follows_it(data):
     target = jax.random.normal(jax.random.key(5), (4, 3))
     tx = optax.adam(0.1)
@@ -178,13 +195,15 @@ class Killed(Exception):
     """Stands for a SIGKILL."""
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(data, variables, tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "scan"), [(1, False), (3, False), (4, True)])
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    data, variables, tmp_path, stop_at, scan
+):
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.adam(optax.linear_schedule(0.1, 0, 15)))
     augment = lambda rng, x: x + 0.1 * jax.random.normal(rng, x.shape)  # noqa: E731
     schedule = training.Schedule(epochs=5, save_every=2)
     loss_fn = training.supervised(forward)
-    epoch = training.make_epoch(loss_fn, tx, batch_size=16, augment=augment)
+    epoch = training.make_epoch(loss_fn, tx, batch_size=16, augment=augment, scan=scan)
 
     def run(directory, score):
         state = start(variables, tx)
