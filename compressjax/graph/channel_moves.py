@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
+from compressjax.graph.reorder import take_positions
 from compressjax.graph.trace import Op
 from compressjax.graph.units import Axes, Units, kept_shape
 
@@ -118,13 +118,28 @@ def _narrow_slice(
         places = np.flatnonzero(sliced[keep])  # the slice's positions among those that are kept
         steps = np.unique(np.diff(places))
         if len(steps) > 1:
-            array = jnp.take(array, places, axis=i)
+            array = take_positions(array, places, i)
             bounds.append((0, len(places), 1))
         else:
             bounds.append((int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1))
     starts, limits, strides = zip(*bounds, strict=True)
     new = {"start_indices": starts, "limit_indices": limits, "strides": strides}
     return op.bind({**op.params, **new}, array)
+
+
+def _take(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    del units
+    places, along = op.params["positions"], op.params["axis"]
+    return [tuple(axis[places] if i == along else axis for i, axis in enumerate(ins[0]))]
+
+
+def _narrow_take(
+    op: Op, inputs: Sequence[Any], kin: Sequence[Axes], kout: Sequence[Axes]
+) -> Sequence[Any]:
+    along = op.params["axis"]
+    keep_in, keep_out = kin[0][along], kout[0][along]
+    places = (np.cumsum(keep_in) - 1)[op.params["positions"][keep_out]]
+    return [take_positions(inputs[0], places, along)]
 
 
 def _pad(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
@@ -302,6 +317,7 @@ MOVES: dict[str, Rule] = {
     "concatenate": Rule(_concatenate),
     "split": Rule(_split, _narrow_split),
     "slice": Rule(_slice, _narrow_slice),
+    "take": Rule(_take, _narrow_take),
     "pad": Rule(_pad, _narrow_pad),
     "reshape": Rule(_reshape, _narrow_reshape),
     "gather": Rule(_gather, _narrow_slice_sizes),

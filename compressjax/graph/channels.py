@@ -94,7 +94,7 @@ def couple(
     """Ties together all positions that have to be kept or cut together.
 
     Args:
-      graph: from `trace(..., keep_custom=False)`.
+      graph: from `trace(..., keep_custom=False)`, then `reorder`.
       held: for some variables, which positions may not be cut (one boolean mask an axis, True = may
         not), and why.
       hold_outputs: whether the function's outputs have to keep their shapes.

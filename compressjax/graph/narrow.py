@@ -14,6 +14,7 @@ import numpy as np
 from compressjax.graph.channel_rules import RULES
 from compressjax.graph.channels import couple
 from compressjax.graph.interpret import bind_arguments, evaluate
+from compressjax.graph.reorder import reorder
 from compressjax.graph.trace import Graph, Op, Value
 from compressjax.graph.units import Axes, kept_shape, take
 
@@ -21,27 +22,29 @@ from compressjax.graph.units import Axes, kept_shape, take
 def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
     """Makes the function that a graph is when some positions of its variables are gone.
 
-    Args:
-      graph: from `trace(..., keep_custom=False)`, at the full shapes.
-      keep: for each variable path that was cut, one boolean mask an axis, True = kept.
+        Args:
+          graph: from `trace(..., keep_custom=False)`, at the full shapes.
+          keep: for each variable path that was cut, one boolean mask an axis, True = kept.
 
-    Returns:
-      `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
-      every sum of a convolution or matrix product leaves out the terms of cut positions.
+        Returns:
+          `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
+          every sum of a convolution or matrix product leaves out the terms of cut positions.
 
-    Raises:
-      ValueError: if the graph ties a cut position to one that is kept.
+        Raises:
+          ValueError: if the graph ties a cut position to one that is kept.
 
-    Example:
-      >>> from compressjax.graph.trace import trace
-      >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
-      >>> graph = trace(lambda v, x: x @ v['a'] @ v['b'], variables, np.ones((1, 4), 'f'))
-      >>> all_kept = [np.ones(size, bool) for size in range(5)]
-      >>> two = np.array([True, False, True])
-      >>> run = narrow(graph, {'a': (all_kept[4], two), 'b': (two, all_kept[2])})
-      >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
-      [[8.0, 8.0]]
+        Example:
+          >>> from compressjax.graph.reorder import reorder
+    from compressjax.graph.trace import trace
+          >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
+          >>> graph = trace(lambda v, x: x @ v['a'] @ v['b'], variables, np.ones((1, 4), 'f'))
+          >>> all_kept = [np.ones(size, bool) for size in range(5)]
+          >>> two = np.array([True, False, True])
+          >>> run = narrow(graph, {'a': (all_kept[4], two), 'b': (two, all_kept[2])})
+          >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
+          [[8.0, 8.0]]
     """
+    graph = reorder(graph)
     kept = _kept_positions(graph, keep)
     constants = {
         value: take(array, kept[value])

@@ -18,6 +18,7 @@ from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph.channels import Channels, Group, couple, frozen, groups
 from compressjax.graph.narrow import narrow
+from compressjax.graph.reorder import reorder
 from compressjax.graph.units import Axes, kept_shape, take
 from compressjax.slimming.importance import Importance, l1
 
@@ -86,8 +87,8 @@ def shrink(
       variables: pytree of arrays.
       *args: example inputs, or `jax.ShapeDtypeStruct`s; their batch size does not matter.
       ratio: the part of the channels to cut of each group, in `[0, 1)`; or a mapping from globs
-        over the paths of the kernels to ratios, where the first that matches counts and a group
-        that none matches stays.
+        over group names and the paths of the variables that make the channels to ratios: the first
+        that matches counts, and a group that none matches stays.
       importance: scores of channels, `slimming.l1()` unless given.
       round_to: what is kept of a group is a multiple of this many channels: at least one multiple,
         or the whole group if it is no larger.
@@ -113,7 +114,7 @@ def shrink(
     """
     _check(ratio, round_to)
     shapes = graphs.template((variables, args))
-    graph = graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False)
+    graph = reorder(graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False))
     protected = tree.match(protect, graph.variables, what="protect")
     channels = couple(graph, {path: (_all(graph, path), "protected") for path in protected})
     found = {group.name: group for group in groups(graph, channels)}
@@ -158,7 +159,7 @@ def _all(graph: graphs.Graph, path: str) -> Axes:
 
 def _ratios(ratio: float | Mapping[str, float], found: Iterable[Group]) -> dict[str, float]:
     """The ratio of each group; a mapping's globs are matched with the variables that make it."""
-    makers = {g.name: [m.path for m in g.members if m.makes] for g in found}
+    makers = {g.name: [g.name, *(m.path for m in g.members if m.makes)] for g in found}
     if not isinstance(ratio, Mapping):
         return dict.fromkeys(makers, ratio)
     paths = list(dict.fromkeys(path for group in makers.values() for path in group))
