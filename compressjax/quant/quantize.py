@@ -118,13 +118,17 @@ def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
         def update(states: Any, variables: Variables, args: tuple[Any, ...]) -> Any:
             return _observe(plan(variables, *args), observer, states, variables, args)
 
-        states, first = None, None
+        if hasattr(batches, "shape"):
+            raise ValueError(
+                f"calibrate was given one array of shape {batches.shape}, expected an iterable of "
+                "batches, such as [images]"
+            )
+        states: dict[str, observers.State] = {}
         for args in map(_as_tuple, batches):
-            if states is None:
-                first = plan(variables, *args)
-                states = {name: observer.init() for name in first.observed}
+            if not states:
+                states = {name: observer.init() for name in plan(variables, *args).observed}
             states = update(states, variables, args)
-        if first is None:
+        if not states:
             raise ValueError(
                 "calibrate was given no batches: pass an iterable of at least one batch, such as "
                 "[images]"
@@ -308,8 +312,8 @@ def _frozen_constants(
         return ()
     scale = np.asarray(coded.grid.scale, np.float32)
     axis = coded.codes.ndim - 1 if scale.ndim else None
-    found = [Codes(coded.codes.astype(np.int8), scale, axis, int(coded.grid.zero_point))]
+    found = [Codes(np.asarray(coded.codes, np.int8), scale, axis, int(coded.grid.zero_point))]
     if coded.bias is not None:
         bias_scale = np.asarray(grids[step.inputs[0]].scale, np.float32) * scale
-        found.append(Codes(coded.bias.astype(np.int32), bias_scale, 0 if scale.ndim else None))
+        found.append(Codes(np.asarray(coded.bias, np.int32), bias_scale, 0 if scale.ndim else None))
     return tuple(found)

@@ -56,9 +56,9 @@ def softmax(placer: Placer, op: Op) -> None:
     graph, x = placer.graph, op.inputs[0]
     passed = [op]
 
-    def follow(value: Value, kinds: tuple[str, ...]) -> Op | None:
+    def follow(value: Value, kind: str) -> Op | None:
         for reader in graph.consumers.get(value, ()):
-            if reader.kind in kinds:
+            if reader.kind == kind:
                 passed.append(reader)
                 return reader
         return None
@@ -69,16 +69,15 @@ def softmax(placer: Placer, op: Op) -> None:
             value = reader.outputs[0]
         return value
 
-    peak = through(op.outputs[0], "max", "broadcast_in_dim", "reshape", "stop_gradient")
-    shifted = follow(peak, ("sub",))
-    powers = follow(shifted.outputs[0], ("exp",)) if shifted and shifted.inputs[0] is x else None
-    total = follow(powers.outputs[0], ("reduce_sum",)) if powers else None
-    result = None
-    if total is not None:
-        result = follow(through(total.outputs[0], "broadcast_in_dim", "reshape"), ("div",))
     last = (len(x.shape) - 1,)
-    if result is None or tuple(op.params["axes"]) != last or tuple(total.params["axes"]) != last:
+    peak = through(op.outputs[0], "max", "broadcast_in_dim", "reshape", "stop_gradient")
+    shifted = follow(peak, "sub")
+    powers = follow(shifted.outputs[0], "exp") if shifted and shifted.inputs[0] is x else None
+    total = follow(powers.outputs[0], "reduce_sum") if powers else None
+    result = None
+    if total is not None and tuple(total.params["axes"]) == tuple(op.params["axes"]) == last:
+        result = follow(through(total.outputs[0], "broadcast_in_dim", "reshape"), "div")
+    if result is None:
         placer.refuse(op, "a maximum is int8 only inside a softmax over the last axis")
     placer.covered.update(passed)
-    name = placer.tensor(op, x)
-    placer.add(op, "softmax", [name], result.outputs[0], name=op.name, shape=result.out_shape)
+    placer.add(op, "softmax", [placer.tensor(op, x)], result.outputs[0], shape=result.out_shape)

@@ -15,7 +15,7 @@ def reduce_sum(placer: Placer, op: Op) -> None:
     axes = tuple(int(axis) for axis in op.params["axes"])
     count = math.prod(op.inputs[0].shape[axis] for axis in axes)
     value, keep = op.outputs[0], False
-    passed = []
+    passed: list[Op] = []
     reader = placer.only_reader(value)
     if reader is not None and reader.kind in ("broadcast_in_dim", "reshape"):
         kept = tuple(1 if axis in axes else n for axis, n in enumerate(op.inputs[0].shape))
@@ -23,7 +23,7 @@ def reduce_sum(placer: Placer, op: Op) -> None:
             passed, value, keep = [reader], reader.outputs[0], True
             reader = placer.only_reader(value)
     divisor = _divisor(reader, value) if reader is not None else None
-    if divisor is None or not math.isclose(divisor, count, rel_tol=1e-5):
+    if reader is None or divisor is None or not math.isclose(divisor, count, rel_tol=1e-5):
         placer.refuse(op, "a sum is int8 only as a mean: divide it by the number of its terms")
     placer.covered.update([*passed, reader])
     params = {"axes": axes, "keepdims": keep}
