@@ -68,5 +68,5 @@ class Retrace(Generic[T]):
 
 
 def _precision() -> tuple[Any, ...]:
-        """The settings that change what tracing gives."""
+    """The settings that change what tracing gives."""
     return tuple(jax.config.values[k] for k in ("jax_enable_x64", "jax_default_matmul_precision"))
