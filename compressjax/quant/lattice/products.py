@@ -95,8 +95,8 @@ def conv(
 
     centred = x - f32(x_q.zero_point)
     pieces = _conv_pieces(centred, w, dims, feature_group_count)
-    acc = _exact_sum(product, centred, w, pieces)
-    return _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, dims.out_spec[1])
+    acc = _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
+    return _scaled(acc, x_q, w_scale, out_q, lo, hi, dims.out_spec[1])
 
 
 def dot_general(
@@ -155,14 +155,13 @@ def dot_general(
 
     centred = x - f32(x_q.zero_point)
     pieces = _dot_pieces(centred, w, tuple(x_axes), tuple(w_axes))
-    acc = _exact_sum(product, centred, w, pieces)
-    return _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, acc.ndim - 1)
+    channels = x.ndim + w.ndim - 2 * len(w_axes) - len(w_batch) - 1
+    acc = _exact_sum(product, centred, w, pieces, bias, channels)
+    return _scaled(acc, x_q, w_scale, out_q, lo, hi, channels)
 
 
-def _scaled(acc, bias, x_q, w_scale, out_q, lo, hi, axis):
+def _scaled(acc, x_q, w_scale, out_q, lo, hi, axis):
     """Requantizes a float32 accumulator whose channels lie on `axis`."""
-    if bias is not None:
-        acc = acc + along(bias, axis, acc.ndim)
     multiplier = ratio(f32(x_q.scale) * f32(w_scale), out_q.scale)
     if multiplier.ndim:
         multiplier = along(multiplier, axis, acc.ndim)
@@ -174,12 +173,16 @@ def _exact_sum(
     x: jax.Array,
     w: jax.Array,
     pieces: Pieces,
+    bias: jax.Array | None,
+    axis: int,
 ) -> jax.Array:
-    """Evaluates a bilinear product of codes exactly, rounding once to float32."""
+    """Adds a bilinear product of codes and a bias exactly, and rounds once to float32."""
+    approx = product(x, w)
+    offset = jnp.zeros(()) if bias is None else along(bias, axis, approx.ndim)
     if len(pieces) == 1:
-        return product(x, w)
-    total = sum(product(*piece).astype(jnp.int32) for piece in pieces)
-    return straight_through(lax.stop_gradient(total.astype(jnp.float32)), product(x, w))
+        return approx + offset
+    total = sum(product(*piece).astype(jnp.int32) for piece in pieces) + offset.astype(jnp.int32)
+    return straight_through(lax.stop_gradient(total.astype(jnp.float32)), approx + offset)
 
 
 def _conv_pieces(x: jax.Array, w: jax.Array, dims: lax.ConvDimensionNumbers, groups: int) -> Pieces:
