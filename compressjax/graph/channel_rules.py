@@ -74,6 +74,11 @@ def _elementwise(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     return [tuple(out)]
 
 
+def _bitcast(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    same = len(ins[0]) == len(op.out_shape)  # otherwise bytes become an axis
+    return _elementwise(units, op, ins) if same else without_rule(units, op, ins)
+
+
 def _identity(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     del units, op
     return ins
@@ -170,7 +175,10 @@ def _window(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, Rule(_elementwise)),
     **MOVES,
-    "optimization_barrier": Rule(_identity),
+    **dict.fromkeys(
+        "device_put optimization_barrier sharding_constraint".split(), Rule(_identity)
+    ),
+    "bitcast_convert_type": Rule(_bitcast),
     "iota": Rule(_source),
     "random_bits": Rule(_source),
     "conv_general_dilated": Rule(_conv, _narrow_conv),

@@ -3,11 +3,13 @@
 import json
 
 import flax.linen as nn
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import strategies as st
 
 import compressjax.models as models
 from compressjax import slimming, tree
@@ -271,7 +273,7 @@ def test_nnx_module():
         def __call__(self, x):
             return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
 
-    module = Block(nnx.Rngs(0))
+    module = nnx.eval_shape(lambda: Block(nnx.Rngs(0)))
     module.eval()
     fn, variables = from_nnx(module)
     shrunk = check(fn, draw(variables), IMAGE)
@@ -304,7 +306,7 @@ def test_training_mode_takes_the_same_cut():
 
 
 def test_gradients_and_vmap_and_jit_agree():
-    fn, variables = linen(residual)
+    fn, variables = linen(plain)
     shrunk = slimming.shrink(fn, variables, IMAGE, round_to=1)
     left = positions(fn, variables, shrunk.kept, IMAGE)
     loss = lambda apply: lambda v: jnp.sum(apply(v, IMAGE) ** 2)  # noqa: E731
@@ -316,27 +318,27 @@ def test_gradients_and_vmap_and_jit_agree():
             np.testing.assert_allclose(
                 tree.paths(found)[path], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
             )
-    batched = jax.vmap(lambda x: shrunk.apply(shrunk.variables, x[None])[0])(IMAGE)
-    np.testing.assert_allclose(batched, shrunk.apply(shrunk.variables, IMAGE), rtol=1e-4, atol=1e-5)
+    one = jax.jit(jax.vmap(lambda x: shrunk.apply(shrunk.variables, x[None])[0]))
+    expected = jax.jit(fn)(zeroed(variables, left), IMAGE)
+    np.testing.assert_allclose(one(IMAGE), expected, rtol=1e-4, atol=1e-5)
+    with jax.disable_jit():
+        eager = shrunk.apply(shrunk.variables, IMAGE)
+    np.testing.assert_allclose(eager, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_and_image_sizes_are_free():
     fn, variables = linen(dense_blocks)
-    shrunk = slimming.shrink(fn, variables, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
-    shrunk = slimming.shrink(fn, variables, shrunk_input(1, 8), round_to=1)
+    example = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+    shrunk = slimming.shrink(fn, variables, example, round_to=1)
     left = positions(fn, variables, shrunk.kept, IMAGE)
     for shape in ((5, 8, 8, 3), (1, 11, 9, 3)):
         x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
         np.testing.assert_allclose(
-            shrunk.apply(shrunk.variables, x),
-            fn(zeroed(variables, left), x),
+            jax.jit(shrunk.apply)(shrunk.variables, x),
+            jax.jit(fn)(zeroed(variables, left), x),
             rtol=1e-4,
             atol=1e-5,
         )
-
-
-def shrunk_input(batch, size):
-    return jax.ShapeDtypeStruct((batch, size, size, 3), "float32")
 
 
 def test_shrinking_again_cuts_further():
@@ -451,6 +453,58 @@ def test_half_precision_variables():
     shrunk = slimming.shrink(fn, variables, IMAGE)
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), shrunk.variables)
     assert shrunk.apply(half, jnp.asarray(IMAGE, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+STEPS = ("conv", "depthwise", "grouped", "residual", "dense_block", "gate", "excite", "shuffle",
+         "pool", "twice", "flip")  # fmt: skip
+
+
+def apply_step(step, x):
+    features = x.shape[-1]
+    if step == "conv":
+        return nn.relu(norm()(nn.Conv(12, (3, 3))(x)))
+    if step == "depthwise":
+        return nn.relu6(nn.Conv(2 * features, (3, 3), feature_group_count=features)(x))
+    if step == "grouped":
+        return nn.tanh(nn.Conv(8, (3, 3), feature_group_count=2)(nn.Conv(8, (1, 1))(x)))
+    if step == "residual":
+        return nn.relu(x + nn.Conv(features, (3, 3))(nn.sigmoid(nn.Conv(6, (1, 1))(x))))
+    if step == "dense_block":
+        return jnp.concatenate([x, nn.relu(nn.Conv(4, (3, 3))(norm()(x)))], axis=-1)
+    if step == "gate":
+        return nn.glu(nn.Conv(16, (1, 1))(x))
+    if step == "excite":
+        gate = nn.Dense(features)(nn.relu(nn.Dense(4)(x.mean((1, 2)))))
+        return x * nn.sigmoid(gate)[:, None, None]
+    if step == "shuffle":
+        x = nn.relu(nn.Conv(8, (1, 1))(x))
+        left, right = jnp.split(x, 2, axis=-1)
+        x = jnp.concatenate([left, nn.Conv(4, (3, 3))(right)], axis=-1)
+        return x.reshape(*x.shape[:3], 4, 2).transpose(0, 1, 2, 4, 3).reshape(x.shape)
+    if step == "pool":
+        return nn.max_pool(x, (2, 2), strides=(1, 1), padding="SAME")
+    if step == "twice":
+        return jnp.concatenate([x, -x], axis=-1)
+    return x[..., ::-1] + x
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+    steps=st.lists(st.sampled_from(STEPS), min_size=2, max_size=6),
+    flatten=st.booleans(),
+    ratio=st.sampled_from([0.3, 0.5, 0.8]),
+)
+def test_networks_drawn_at_random(steps, flatten, ratio):
+    def body(x):
+        x = nn.Conv(8, (3, 3))(x)
+        for step in steps:
+            x = apply_step(step, x)
+        x = nn.relu(nn.Conv(6, (1, 1))(x))
+        return nn.Dense(4)(x.reshape(x.shape[0], -1) if flatten else x.mean((1, 2)))
+
+    x = IMAGE[:, :5, :5]
+    fn, variables = linen(body, x)
+    assert check(fn, variables, x, ratio=ratio).kept
 
 
 class TestErrors:
