@@ -6,17 +6,17 @@ wrote them, and multiplies them into the kernel. Phones run the result; training
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph import Chain, Graph, Op, Value
-
-_AFFINE = frozenset({"add", "sub", "mul", "div"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +74,9 @@ def fold_batch_norm(
     shapes = graphs.template(variables)
     graph, sites, folded = retrace(shapes, *args)
     leaves = tree.paths(variables)
-    known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
-    changed = {}
-    for site in sites:
-        scale, shift = graphs.affine_map(graph, site.chain, site.axis, known)
-        kernel = leaves[site.kernel]
-        scaled = _to_kernel(graph, site, scale)
-        changed[site.kernel] = (kernel * scaled).astype(kernel.dtype)
-        changed[site.bias] = jnp.broadcast_to(shift, (site.op.out_shape[site.axis],)).astype(
-            kernel.dtype
-        )
-    used = {path for path, value in folded.variables.items() if folded.consumers.get(value)}
-    before = {path for path, value in graph.variables.items() if graph.consumers.get(value)}
-    dropped = before - used
+    channels = {site.kernel: _channels_of(graph, site) for site in sites}
+    changed = jax.jit(lambda *args: _changed(graph, sites, *args))(leaves, channels)
+    dropped = _used(graph) - _used(folded)
     kept = {path: leaf for path, leaf in leaves.items() if path not in dropped}
     biases = {site.op.name: site for site in sites}
 
@@ -105,17 +95,59 @@ def fold_batch_norm(
                 )
             shape = [1] * outputs[0].ndim
             shape[site.axis] = -1
-            return (outputs[0] + given[site.bias].reshape(shape),)
+            end = site.chain[-1][0].outputs[0]
+            return ((outputs[0] + given[site.bias].reshape(shape)).astype(end.dtype),)
 
         return graphs.interpret(folded, variables, *args, after=add_bias)
 
     return apply, tree.from_paths({**kept, **changed})
 
 
+def _changed(
+    graph: Graph, sites: list[_Site], leaves: dict[str, Any], channels: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """The new kernels and biases, by path."""
+    known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
+    changed = {}
+    for site in sites:
+        scale, shift = graphs.affine_map(graph, site.chain, site.axis, known)
+        kernel = leaves[site.kernel]
+        width = site.op.out_shape[site.axis]
+        factors = jnp.broadcast_to(scale, (width,))[channels[site.kernel]]
+        changed[site.kernel] = (kernel * factors).astype(kernel.dtype)
+        changed[site.bias] = jnp.broadcast_to(shift, (width,)).astype(kernel.dtype)
+    return changed
+
+
+def _used(graph: Graph) -> set[str]:
+    outputs = set(graph.outputs)
+    return {
+        path
+        for path, value in graph.variables.items()
+        if value in outputs or graph.consumers.get(value)
+    }
+
+
 def _prepare(graph: Graph) -> tuple[Graph, list[_Site], Graph]:
     sites = _sites(graph)
     rewired = {site.chain[-1][0].outputs[0]: site.op.outputs[0] for site in sites}
-    return graph, sites, graphs.substitute(graph, rewired)
+    folded = graphs.substitute(graph, rewired)
+    # A path is free for a bias if nothing has it, or nothing needs it any more.
+    dropped = _used(graph) - _used(folded)
+    taken = [path for path in graph.variables if path not in dropped]
+    for i, site in enumerate(sites):
+        sites[i] = dataclasses.replace(site, bias=_bias_path(site.kernel, taken))
+        taken.append(sites[i].bias)
+    return graph, sites, folded
+
+
+def _bias_path(kernel: str, taken: list[str]) -> str:
+    parent, _, leaf = kernel.rpartition("/")
+    prefix = f"{parent}/" if parent else ""
+    name = f"{prefix}bias"
+    while any(path == name or path.startswith(f"{name}/") for path in taken):
+        name = f"{prefix}{leaf}_{name.removeprefix(prefix)}"
+    return name
 
 
 def _sites(graph: Graph) -> list[_Site]:
@@ -126,17 +158,9 @@ def _sites(graph: Graph) -> list[_Site]:
             continue
         kernel, axis = place
         chain = graphs.affine_chain(graph, op.outputs[0], axis)
-        if not any(step.kind in ("mul", "div") for step, _ in chain):
-            continue
-        found.append(_Site(op, kernel, "", axis, chain))
-    return [dataclasses.replace(site, bias=_bias_path(site, found)) for site in found]
-
-
-def _bias_path(site: _Site, sites: list[_Site]) -> str:
-    parent, _, leaf = site.kernel.rpartition("/")
-    siblings = [other for other in sites if other.kernel.rpartition("/")[0] == parent]
-    name = "bias" if len(siblings) == 1 else f"{leaf}_bias"
-    return f"{parent}/{name}" if parent else name
+        if any(step.kind in ("mul", "div") for step, _ in chain):
+            found.append(_Site(op, kernel, "", axis, chain))
+    return found
 
 
 def _kernel_operand(graph: Graph, op: Op) -> tuple[str, int] | None:
@@ -156,9 +180,9 @@ def _kernel_operand(graph: Graph, op: Op) -> tuple[str, int] | None:
     else:
         return None
     path = graph.links.get(kernel)
-    if path is None or not graph.is_static(kernel) or _readers(graph, graph.variables[path]) != 1:
+    if path is None or _readers(graph, graph.variables[path]) != 1:
         return None
-    return path, axis
+    return None if _moved(graph, kernel, graph.variables[path]) is None else (path, axis)
 
 
 def _readers(graph: Graph, value: Value) -> int:
@@ -170,8 +194,8 @@ def _readers(graph: Graph, value: Value) -> int:
     return total + sum(value is output for output in graph.outputs)
 
 
-def _to_kernel(graph: Graph, site: _Site, scale: jax.Array) -> jax.Array:
-    """Carries a factor for each output channel back to the layout of the kernel's variable."""
+def _channels_of(graph: Graph, site: _Site) -> np.ndarray:
+    """The output channel that each element of a kernel's variable belongs to."""
     if site.op.kind == "conv_general_dilated":
         operand = site.op.inputs[1]
         out = site.op.params["dimension_numbers"].rhs_spec[0]
@@ -180,15 +204,24 @@ def _to_kernel(graph: Graph, site: _Site, scale: jax.Array) -> jax.Array:
         operand = site.op.inputs[side]
         contracting, _ = site.op.params["dimension_numbers"]
         out = next(i for i in range(len(operand.shape)) if i not in contracting[side])
-    variable = graph.variables[site.kernel]
+    where = _moved(graph, operand, graph.variables[site.kernel])
+    assert where is not None  # or it were no site
+    channels = np.zeros(where.size, np.int32)
+    along = [-1 if axis == out else 1 for axis in range(where.ndim)]
+    channels[where] = np.arange(where.shape[out], dtype=np.int32).reshape(along)
+    return channels.reshape(graph.variables[site.kernel].shape)
 
-    def moved(kernel: jax.Array) -> jax.Array:
-        return graphs.evaluate(graph, [operand], {variable: kernel})[0]
 
-    shape = [1] * len(operand.shape)
-    shape[out] = -1
-    factors = jnp.broadcast_to(jnp.reshape(scale, shape), operand.shape)
-    # Moves and casts are linear and one-to-one, so their transpose undoes them.
-    at = jnp.zeros(variable.shape, variable.dtype)
-    _, pull = jax.vjp(moved, at)
-    return pull(factors.astype(operand.dtype))[0]
+def _moved(graph: Graph, value: Value, variable: Value) -> np.ndarray | None:
+    """Where each element of a moved variable stands in the variable, flat; `None` if repeated."""
+    if value is variable:
+        return np.arange(math.prod(variable.shape)).reshape(variable.shape)
+    op = graph.producers[value]
+    where = _moved(graph, op.inputs[0], variable)
+    if where is None or where.size != math.prod(op.out_shape):
+        return None
+    if op.kind == "transpose":
+        return where.transpose(op.params["permutation"])
+    if op.kind == "rev":
+        return np.flip(where, op.params["dimensions"])
+    return where.reshape(op.out_shape)

@@ -15,7 +15,8 @@ from compressjax.graph.trace import Graph, Op, Value
 
 _AFFINE = frozenset({"add", "sub", "mul", "div"})
 
-Chain = tuple[tuple[Op, Value], ...]
+# Each operation with its static operand; a cast between float dtypes has none.
+Chain = tuple[tuple[Op, Value | None], ...]
 
 
 def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
@@ -28,6 +29,7 @@ def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
 
     Returns:
       Each operation with its static operand, in order, as far as nothing else reads in between.
+      Casts between float dtypes are part of it, with `None` for the operand.
 
     Example:
       >>> from compressjax.graph.trace import trace
@@ -35,12 +37,18 @@ def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
       >>> [op.kind for op, _ in affine_chain(graph, graph.inputs['input_0'], 1)]
       ['mul', 'add']
     """
-    chain: list[tuple[Op, Value]] = []
+    chain: list[tuple[Op, Value | None]] = []
     while value not in graph.outputs:
         readers = graph.consumers.get(value, ())
-        if len(readers) != 1 or readers[0].kind not in _AFFINE:
+        if len(readers) != 1:
             break
         step = readers[0]
+        if _is_float_cast(step):
+            chain.append((step, None))
+            value = step.outputs[0]
+            continue
+        if step.kind not in _AFFINE:
+            break
         side = step.inputs.index(value)
         other = step.inputs[1 - side]
         divides = step.kind == "div" and side == 1
@@ -51,6 +59,13 @@ def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
         chain.append((step, other))
         value = step.outputs[0]
     return tuple(chain)
+
+
+def _is_float_cast(op: Op) -> bool:
+    dtypes = [value.dtype for value in (*op.inputs, *op.outputs)]
+    return op.kind == "convert_element_type" and all(
+        jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes
+    )
 
 
 def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
@@ -104,10 +119,11 @@ def affine_map(
       >>> affine_map(graph, chain, 1, {graph.variables['']: jnp.array([[2.0, 3.0]])})
       (Array([-2., -3.], dtype=float32), Array([1., 1.], dtype=float32))
     """
-    vectors = [channel_vector(graph, other, axis) for _, other in chain]
+    maps = [(step, other) for step, other in chain if other is not None]
+    vectors = [channel_vector(graph, other, axis) for _, other in maps]
     numbers = evaluate(graph, [v for v in vectors if v is not None], known)
     scale, shift = jnp.ones(()), jnp.zeros(())
-    for (step, other), number in zip(chain, numbers, strict=True):
+    for (step, other), number in zip(maps, numbers, strict=True):
         flat = jnp.reshape(jnp.asarray(number), (-1,))
         flipped = step.inputs[0] is other
         if step.kind == "add":

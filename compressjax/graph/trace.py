@@ -71,8 +71,9 @@ class Op:
     """One operation.
 
     Attributes:
-      name: unique and independent of the batch size; the path of the variable it computes with
-        (`params/Conv_0/kernel`), or its kind and order (`add_3`).
+      name: unique; the path of the variable it computes with (`params/Conv_0/kernel`), or its kind
+        and order (`add_3`; `static_add_3` where no input is involved). Those of operations that
+        depend on an input do not change with the batch size.
       kind: the primitive's name, or, of a function with a derivative rule of its own, that
         function's name (`relu`).
       inputs: the values it reads.
@@ -199,7 +200,8 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
       The graph. Its values have the shapes of the arguments; transforms trace again for others.
 
     Raises:
-      ValueError: if the variables do not fit the function; the framework's own error is its cause.
+      Exception: what the function itself raises if the variables or inputs do not fit it, with a
+        note that says what was passed.
 
     Example:
       >>> graph = trace(lambda v, x: jax.nn.relu(x @ v['w']), {'w': np.ones((3, 2))}, np.ones((1, 3)))
@@ -229,7 +231,7 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
     outputs = flat.run(closed.jaxpr, closed.consts, leaves)
     ops = _reachable(flat.ops, outputs)
     return Graph(
-        ops=_named(ops),
+        ops=_named(ops, [*variable_values.values(), *flat.constants]),
         inputs=input_values,
         variables=variable_values,
         constants=flat.constants,
@@ -381,7 +383,7 @@ def _activation(name: str, jaxpr: Any, inputs: Sequence[Value]) -> Callable[[Any
         return None
     try:
         own = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype))
-    except TypeError:
+    except (AssertionError, TypeError, ValueError):  # another function that has the same name
         return None
     body = own.jaxpr.eqns[0].params.get("call_jaxpr") if len(own.jaxpr.eqns) == 1 else None
     return function if body is not None and str(body.jaxpr) == str(jaxpr) else None
@@ -408,19 +410,26 @@ def _reachable(ops: Iterable[Op], outputs: Sequence[Value]) -> list[Op]:
     return kept[::-1]
 
 
-def _named(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """Gives every operation its name; contractions are named first for the variable they use."""
+def _named(ops: Sequence[Op], leaves: Iterable[Value]) -> tuple[Op, ...]:
+    """Gives every operation its name: the variable it computes with, or its kind and order.
+
+    What depends on variables alone is counted apart: its broadcasts come and go with the batch size.
+    """
+    static = set(leaves)
     counts: dict[str, int] = {}
-    used: dict[str, int] = {}
+    taken: set[str] = set()
     named = []
     for op in ops:
-        if op.variables and op.kind not in MOVEMENT:
-            base = op.variables[-1]
-            repeat = used.get(base, 0)
-            used[base] = repeat + 1
-            name = f"{base}#{repeat}" if repeat else base
-        else:
-            name = f"{op.kind}_{counts.get(op.kind, 0)}"
-            counts[op.kind] = counts.get(op.kind, 0) + 1
+        known = all(isinstance(value, Literal) or value in static for value in op.inputs)
+        if known:
+            static.update(op.outputs)
+        by_variable = op.kind not in MOVEMENT and op.variables and op.variables[-1]
+        base = by_variable or (f"static_{op.kind}" if known else op.kind)
+        name = base
+        while name in taken or (name == base and not by_variable):
+            order = counts.get(base, 1 if by_variable else 0)
+            counts[base] = order + 1
+            name = f"{base}#{order}" if by_variable else f"{base}_{order}"
+        taken.add(name)
         named.append(dataclasses.replace(op, name=name))
     return tuple(named)
