@@ -34,12 +34,15 @@ def ranks_of(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.uint32(2**32 - 1), ranks)
 
 
-def _positions(shape: tuple[int, ...], offset: int) -> jax.Array:
-    """Row-major position of every element, by iotas, so that it is sharded like its user."""
-    total = jnp.full(shape, offset, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1 :]))
-        total = total + stride * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+def _positions(shape: tuple[int, ...], start: jax.Array) -> jax.Array:
+    """Row-major position of every element, plus `start`, of any sharding.
+
+    The sum begins with `start`, so that in a loop which changes it no array is kept between rounds.
+    """
+    total = jnp.broadcast_to(start, shape)
+    for axis, length in enumerate(shape):
+        steps = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(math.prod(shape[axis + 1 :]))
+        total = total + jax.lax.broadcast_in_dim(steps, shape, (axis,))
     return total
 
 
@@ -105,7 +108,7 @@ def keep_largest(ranks: Sequence[jax.Array], count: jax.Array) -> list[jax.Array
 
     def first_ties(back: jax.Array) -> list[jax.Array]:
         return [
-            tie & (_positions(tie.shape, offset) < jnp.uint32(elements) - back)
+            tie & (_positions(tie.shape, back + jnp.uint32(offset)) < jnp.uint32(elements))
             for tie, offset in zip(ties, offsets, strict=True)
         ]
 
