@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ _REFUSED: dict[str, dict[int, str]] = {
     "Quantization": {5: "custom quantization"},
     "Operator": {11: "StableHLO operations", 12: "StableHLO operations"},
 }
+_POINTS = {"INT8": (-128, 127), "UINT8": (0, 255), "INT4": (-8, 7)}  # 0 for the others
+_MAX_RATIO = 2.0**18
 _CONTROL_FLOW = ("If", "While", "Call", "CallOnce")
 _ITEM_BITS = {
     "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT8": 8, "INT64": 64, "BOOL": 8, "INT16": 16,
@@ -222,16 +225,33 @@ def _check_operators(graph: Any, buffers: list[Any], codes: int, where: str) -> 
         _in_range(operator.inputs, len(tensors), f"{here}: input tensor", lowest=-1)
         _in_range(operator.outputs, len(tensors), f"{here}: output tensor")
         _in_range(operator.intermediates, len(tensors), f"{here}: intermediate tensor")
-        for read in [] if operator.inputs is None else operator.inputs:
-            if read >= 0 and int(read) not in ready:
+        reads = [int(i) for i in ([] if operator.inputs is None else operator.inputs) if i >= 0]
+        for read in reads:
+            if read not in ready:
                 raise ValueError(f"damaged .tflite: {here} reads tensor {read} before it exists")
         written = {int(i) for i in ([] if operator.outputs is None else operator.outputs)}
         if written & constants:
             raise ValueError(f"damaged .tflite: {here} writes a constant tensor")
         ready |= written
+        _check_ratio(tensors, reads, written, here)
     for output in [] if graph.outputs is None else graph.outputs:
         if int(output) not in ready:
             raise ValueError(f"damaged .tflite: {where}: nothing writes output tensor {output}")
+
+
+def _check_ratio(tensors: list[Any], reads: list[int], writes: set[int], where: str) -> None:
+    """LiteRT's ADD ends the process where an operand's scale is 2**19 times its output's."""
+
+    def scales(indices: Iterable[int]) -> list[float]:
+        grids = [tensors[i].quantization for i in indices]
+        return [float(q.scale.max()) for q in grids if q is not None and q.scale is not None]
+
+    coarse, fine = max(scales(reads), default=0.0), min(scales(writes), default=math.inf)
+    if coarse > _MAX_RATIO * fine or coarse > 2.0**100:
+        raise ValueError(
+            f"damaged .tflite: {where} takes values of scale {coarse:.3g} to scale {fine:.3g}, "
+            "which are too far apart for LiteRT"
+        )
 
 
 def _data(buffers: list[Any], tensor: Any) -> Any:
@@ -259,10 +279,12 @@ def _check_tensor(tensor: Any, buffers: list[Any], where: str) -> None:
                 f"damaged .tflite: {where} of shape {shape} and type {kind} needs {expected} "
                 f"bytes, its buffer has {len(data)}"
             )
-    _check_quantization(tensor.quantization, shape, where)
+    _check_quantization(tensor.quantization, shape, _POINTS.get(kind or "", (0, 0)), where)
 
 
-def _check_quantization(quantization: Any, shape: list[int], where: str) -> None:
+def _check_quantization(
+    quantization: Any, shape: list[int], bounds: tuple[int, int], where: str
+) -> None:
     if quantization is None or quantization.scale is None:
         return
     scale = np.asarray(quantization.scale)
@@ -273,6 +295,9 @@ def _check_quantization(quantization: Any, shape: list[int], where: str) -> None
         raise ValueError(
             f"damaged .tflite: {where} has {len(scale)} scales and {len(points)} zero points"
         )
+    for point in points:
+        if not bounds[0] <= point <= bounds[1]:
+            raise ValueError(f"damaged .tflite: {where} has the zero point {point}")
     if len(scale) > 1:
         axis = quantization.quantizedDimension
         if not 0 <= axis < len(shape) or shape[axis] != len(scale):

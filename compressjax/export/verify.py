@@ -112,13 +112,18 @@ def verify(
     inputs = batch if isinstance(batch, tuple) else (batch,)
     inputs = tuple(np.asarray(value) for value in inputs)
     compare = _Comparison(model, quantized=hasattr(fn_or_q, "intermediates"))
-    apply = jax.jit(fn_or_q.apply if compare.quantized else fn_or_q)
-    intermediates = jax.jit(fn_or_q.intermediates) if compare.quantized else None
+
+    @jax.jit
+    def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
+        if compare.quantized:
+            return fn_or_q.intermediates(variables, *rows), fn_or_q.apply(variables, *rows)
+        return {}, fn_or_q(variables, *rows)
+
     for rows, count in _slices(inputs, slice_size):
-        if intermediates is not None:
-            compare.codes(intermediates(variables, *rows), rows, count)
-        outputs = jax.tree.leaves(apply(variables, *rows))
-        compare.outputs([np.asarray(output, np.float32) for output in outputs], rows, count)
+        codes, outputs = compute(variables, rows)
+        if compare.quantized:
+            compare.codes(codes, rows, count)
+        compare.outputs([np.asarray(x) for x in jax.tree.leaves(outputs)], rows, count)
     return compare.result()
 
 
