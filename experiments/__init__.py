@@ -1,0 +1,1 @@
+"""The experiments: one runner, and a config for each."""

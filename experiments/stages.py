@@ -1,0 +1,335 @@
+"""What each stage does, from training a dense network to measuring the int8 file.
+
+Every stage is a function `(config, directory, inputs) -> figures`: it reads the variables that the
+stages before it saved, writes its own into its directory and returns what it measured. Which of
+them run is decided in `pipeline.py`, the networks are rebuilt in `networks.py`.
+"""
+
+import functools
+import gzip
+import pathlib
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import compressjax as cj
+from compressjax import _atomic, training
+from experiments import networks
+from experiments.networks import Data, Network, Variables
+from experiments.pipeline import Figures, Results, Stage
+
+FLOAT_FILES = {
+    "train": "dense_float.tflite",
+    "prune": "pruned_float.tflite",
+    "shrink": "shrunk_float.tflite",
+    "distil": "distilled_float.tflite",
+}
+INT8_FILE = "model_int8.tflite"
+
+
+class Setup(NamedTuple):
+    """What every stage starts from: data, the dense network, and variables of its structure."""
+
+    data: Data
+    dense: Network
+    fresh: Variables
+
+
+def _setup(config: Any) -> Setup:
+    data = networks.load_data(config.data)
+    dense, init = networks.dense(config.model, data.num_classes)
+    return Setup(data, dense, jax.jit(init)(_key(config, "init"), data.example))
+
+
+def _key(config: Any, name: str) -> jax.Array:
+    """A key of its own for every use."""
+    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+
+
+def _teacher(setup: Setup, inputs: Results) -> Any:
+    variables = networks.load(inputs["train"].directory, setup.fresh)
+    return functools.partial(setup.dense.apply, variables)
+
+
+def _distilled(forward: training.Forward, teacher: Any, settings: Any) -> Any:
+    loss = functools.partial(
+        cj.distill.hinton, temperature=settings.temperature, alpha=settings.alpha
+    )
+    return training.distilled(forward, teacher, loss)
+
+
+def _fit(
+    config: Any,
+    directory: pathlib.Path,
+    data: Data,
+    variables: Variables,
+    apply: networks.Apply,
+    loss_fn: Any,
+    wrap: Any = lambda tx, steps: tx,
+) -> Variables:
+    """Train `variables` as the section named like the directory says, and save them."""
+    settings = config[directory.name]
+    batches = training.steps_per_epoch(data.train_images.shape[0], settings.batch_size)
+    steps = settings.epochs * batches
+    rate = optax.warmup_cosine_decay_schedule(
+        0.1 * settings.learning_rate, settings.learning_rate, max(1, steps // 10), steps
+    )
+    tx = wrap(optax.adamw(rate, weight_decay=settings.weight_decay), steps)
+    epoch = training.make_epoch(loss_fn, tx, batch_size=settings.batch_size, augment=data.augment)
+
+    def score(variables: Variables) -> dict[str, Any]:
+        return {"test_accuracy": _score(data, apply, variables).accuracy}
+
+    state = training.fit(
+        training.init_state(variables, tx, _key(config, directory.name)),
+        epoch,
+        data.train_images,
+        data.train_labels,
+        training.Schedule(settings.epochs, settings.save_every, settings.save_every),
+        directory=directory,
+        score=score,
+        label=directory.name,
+    )
+    networks.save(directory, state.variables)
+    return state.variables
+
+
+def _score(data: Data, apply: networks.Apply, variables: Variables) -> training.Score:
+    return training.evaluate(
+        apply, variables, data.test_images, data.test_labels, prepare=data.prepare
+    )
+
+
+def _figures(data: Data, apply: networks.Apply, variables: Variables) -> Figures:
+    score = _score(data, apply, variables)
+    return {
+        **networks.size_figures(apply, variables, data.example),
+        "correct": score.correct,
+        "total": score.total,
+        "accuracy": score.accuracy,
+    }
+
+
+def train(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Train the dense network on the labels."""
+    del inputs
+    data, dense, fresh = _setup(config)
+    loss_fn = training.supervised(dense.forward, label_smoothing=config.train.label_smoothing)
+    variables = _fit(config, directory, data, fresh, dense.apply, loss_fn)
+    return _figures(data, dense.apply, variables)
+
+
+def prune(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Fine-tune the dense network while ever more of its small weights become zero.
+
+    The schedule is that of Zhu and Gupta, "To prune, or not to prune", 2017.
+    """
+    data, dense, fresh = _setup(config)
+    variables = networks.load(inputs["train"].directory, fresh)
+    settings = config.prune
+
+    def wrap(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+        end = max(1, int(settings.until * steps))
+        schedule = cj.pruning.polynomial(
+            settings.sparsity, begin=0, end=end, every=max(1, end // settings.updates)
+        )
+        return cj.prune(tx, schedule=schedule, select=settings.select)
+
+    loss_fn = training.supervised(dense.forward, label_smoothing=settings.label_smoothing)
+    variables = _fit(config, directory, data, variables, dense.apply, loss_fn, wrap)
+    return _figures(data, dense.apply, variables)
+
+
+def _shrunk(config: Any, setup: Setup, inputs: Results) -> tuple[Network, Variables]:
+    variables = networks.load(inputs["prune"].directory, setup.fresh)
+    return networks.shrunk(setup.dense, variables, setup.data.example, config.shrink)
+
+
+def shrink(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Cut whole channels out: smaller arrays, no training yet."""
+    setup = _setup(config)
+    small, variables = _shrunk(config, setup, inputs)
+    networks.save(directory, variables)
+    return _figures(setup.data, small.apply, variables)
+
+
+def distil(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Train the small network on what the dense one says; its zeros stay."""
+    setup = _setup(config)
+    small, variables = _shrunk(config, setup, inputs)
+    forward = networks.keeping_zeros(small.forward, variables)
+    loss_fn = _distilled(forward, _teacher(setup, inputs), config.distil)
+    variables = _fit(config, directory, setup.data, variables, small.apply, loss_fn)
+    return _figures(setup.data, small.apply, variables)
+
+
+class Quantized(NamedTuple):
+    """The small network with batch norm folded, as floats and as int8."""
+
+    apply: networks.Apply
+    variables: Variables
+    q: Any
+    calibrated: Variables
+
+
+def _quantized(config: Any, setup: Setup, inputs: Results) -> Quantized:
+    """Fold and calibrate the distilled network."""
+    data, settings = setup.data, config.quantize
+    small, like = _shrunk(config, setup, inputs)
+    variables = networks.load(inputs["distil"].directory, like)
+    folded, variables = cj.fold_batch_norm(small.apply, variables, data.example)
+    q = cj.quantize(folded, settings.spec())
+    count = settings.calibration_batches * settings.batch_size
+    images = jax.jit(data.prepare)(data.train_images[:count])
+    batches = [
+        images[start : start + settings.batch_size]
+        for start in range(0, images.shape[0], settings.batch_size)
+    ]
+    calibrated = q.calibrate(variables, batches, observer=settings.observer())
+    return Quantized(folded, variables, q, calibrated)
+
+
+def quantize(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Fold batch norm, calibrate, and train on the phone's own arithmetic."""
+    setup = _setup(config)
+    folded, variables, q, calibrated = _quantized(config, setup, inputs)
+
+    def observe(variables: Variables, x: jax.Array, rng: jax.Array) -> tuple[jax.Array, Variables]:
+        del rng
+        return q.observe(variables, x)
+
+    forward = networks.keeping_zeros(observe, variables)
+    loss_fn = _distilled(forward, _teacher(setup, inputs), config.quantize)
+    calibrated_score = _score(setup.data, q.apply, calibrated)
+    trained = _fit(config, directory, setup.data, calibrated, q.apply, loss_fn)
+    score = _score(setup.data, q.apply, trained)
+    return {
+        **networks.size_figures(folded, {"params": trained["params"]}, setup.data.example),
+        "calibrated_accuracy": calibrated_score.accuracy,
+        "correct": score.correct,
+        "total": score.total,
+        "accuracy": score.accuracy,
+    }
+
+
+def export(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Write the .tflite of every stage: float ones to compare with, and the int8 one."""
+    setup = _setup(config)
+    x, via = setup.data.example, config.export.via
+    small, like = _shrunk(config, setup, inputs)
+    floats = {
+        "train": (setup.dense.apply, setup.fresh),
+        "prune": (setup.dense.apply, setup.fresh),
+        "shrink": (small.apply, like),
+        "distil": (small.apply, like),
+    }
+    figures: Figures = {}
+    for stage, (apply, like) in floats.items():
+        variables = networks.load(inputs[stage].directory, like)
+        model = cj.export.tflite(apply, variables, x, via=via)
+        figures[stage] = _write(directory / FLOAT_FILES[stage], model)
+    _, _, q, calibrated = _quantized(config, setup, inputs)
+    variables = networks.load(inputs["quantize"].directory, calibrated)
+    for name, exporter in int8_files(config).items():
+        model = cj.export.tflite(q, variables, x, via=exporter)
+        figures[name] = _write(directory / name, model)
+    return figures
+
+
+def int8_files(config: Any) -> dict[str, str]:
+    """Which int8 files a config asks for.
+
+    Args:
+      config: the whole config.
+
+    Returns:
+      The exporter of each file, by name; the file that is shipped first.
+    """
+    files = {INT8_FILE: config.export.via}
+    if config.export.verify_both:
+        other = "litert" if config.export.via == "jax2tf" else "jax2tf"
+        files[f"model_int8_{other}.tflite"] = other
+    return files
+
+
+def _write(path: pathlib.Path, model: bytes) -> Figures:
+    _atomic.write_bytes(path, model)
+    return {
+        "file": path.name,
+        "file_bytes": len(model),
+        "gzip_bytes": len(gzip.compress(model, compresslevel=9, mtime=0)),
+        "crc32": zlib.crc32(model),
+    }
+
+
+def verify(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Compare LiteRT with JAX, value by value, over the whole test set."""
+    del directory
+    setup = _setup(config)
+    _, _, q, calibrated = _quantized(config, setup, inputs)
+    variables = networks.load(inputs["quantize"].directory, calibrated)
+    x = jax.jit(setup.data.prepare)(setup.data.test_images)
+    labels = np.asarray(setup.data.test_labels)
+    figures: Figures = {}
+    for name, exporter in int8_files(config).items():
+        model = (inputs["export"].directory / name).read_bytes()
+        parity = cj.export.verify(model, q, variables, x)
+        predictions = np.argmax(cj.export.run(model, x), axis=-1)
+        figures[name] = {
+            "via": exporter,
+            "examples": parity.samples,
+            "values": sum(layer.values for layer in parity.layers),
+            "differing": sum(layer.differing for layer in parity.layers),
+            "max_difference": parity.max_lsb,
+            "top1_agreement": parity.top1_agreement,
+            "first_difference": parity.first_divergence,
+            "accuracy": float(np.mean(predictions == labels)),
+        }
+    return figures
+
+
+def benchmark(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Time every .tflite on LiteRT, one example at a time."""
+    del directory
+    figures: Figures = {}
+    for entry in inputs["export"].figures.values():
+        model = (inputs["export"].directory / entry["file"]).read_bytes()
+        latency = cj.export.benchmark(model, threads=config.benchmark.threads)
+        figures[entry["file"]] = {
+            "p50_ms": 1e3 * latency.p50,
+            "p90_ms": 1e3 * latency.p90,
+            "min_ms": 1e3 * latency.min,
+            "not_delegated": latency.not_delegated,
+        }
+    return figures
+
+
+_BASE = ("seed", "data", "model")
+STAGES = (
+    Stage("train", train, (*_BASE, "train"), ()),
+    Stage("prune", prune, (*_BASE, "prune"), ("train",)),
+    Stage("shrink", shrink, (*_BASE, "shrink"), ("prune",)),
+    Stage("distil", distil, (*_BASE, "shrink", "distil"), ("train", "prune", "shrink")),
+    Stage(
+        "quantize",
+        quantize,
+        (*_BASE, "shrink", "quantize"),
+        ("train", "prune", "distil"),
+    ),
+    Stage(
+        "export",
+        export,
+        (*_BASE, "shrink", "quantize", "export"),
+        ("train", "prune", "shrink", "distil", "quantize"),
+    ),
+    Stage(
+        "verify",
+        verify,
+        (*_BASE, "shrink", "quantize", "export"),
+        ("prune", "distil", "quantize", "export"),
+    ),
+    Stage("benchmark", benchmark, ("benchmark",), ("export",)),
+)
