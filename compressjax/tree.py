@@ -6,6 +6,7 @@ Every other module speaks of a variable by its path, the keys that lead to it jo
 
 import difflib
 import fnmatch
+import glob
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -120,7 +121,10 @@ def replace(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
       >>> replace({'a': 1, 'b': 2}, {'b': 3})
       {'a': 1, 'b': 3}
     """
-    match(list(leaves), paths(tree), what="replacement")
+    known = paths(tree)
+    for path in leaves:
+        if path not in known:
+            match(glob.escape(path), known, what="replacement")
     return map_with_path(lambda path, leaf: leaves.get(path, leaf), tree)
 
 
@@ -146,8 +150,8 @@ def match(patterns: str | Iterable[str], candidates: Iterable[str], *, what: str
     names = list(candidates)
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        globs = {pattern, pattern.removeprefix("**/")}
-        found = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+        forms = {pattern, pattern.removeprefix("**/")}
+        found = [name for name in names if any(fnmatch.fnmatchcase(name, form) for form in forms)]
         if not found:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
@@ -160,7 +164,7 @@ def match(patterns: str | Iterable[str], candidates: Iterable[str], *, what: str
 
 
 def check_same_structure(expected: PyTree, found: PyTree, *, what: str) -> None:
-    """Refuses a tree that has other paths, shapes or dtypes than expected.
+    """Refuses a tree that has other paths or shapes than expected.
 
     Args:
       expected: a tree of arrays or `jax.ShapeDtypeStruct`s.
