@@ -30,7 +30,9 @@ TANH_GRID = (1 / 128, 0)
 SOFTMAX_GRID = (1 / 256, -128)
 
 
-def _thresholds(function: Callable[[np.ndarray], np.ndarray], scale: float, zero: int):
+def _thresholds(
+    function: Callable[[np.ndarray], np.ndarray], scale: float, zero: int
+) -> np.ndarray:
     """Finds, for each code above the least, the least float32 input that reaches it: [255].
 
     `function` is increasing and evaluated in float64, as LiteRT does; bisection over the ordered
@@ -95,18 +97,18 @@ def tanh(x: jax.Array, x_q: Affine) -> jax.Array:
     return straight_through(_staircase(x, x_q, _TANH_EDGES), jnp.tanh(dequantize(x, x_q)) * 128.0)
 
 
-def _staircase(x, x_q, edges):
+def _staircase(x: jax.Array, x_q: Affine, edges: np.ndarray) -> jax.Array:
     """Counts the thresholds that each code's real value reaches."""
     reals = dequantize(_all_codes(), x_q)[:, None]
     table = jnp.sum((reals >= edges[None, :]).astype(jnp.float32), axis=1) + CODE_MIN
     return _look_up(table, x)
 
 
-def _all_codes():
+def _all_codes() -> jax.Array:
     return jnp.arange(CODE_MIN, CODE_MAX + 1, dtype=jnp.float32)
 
 
-def _look_up(table, x):
+def _look_up(table: jax.Array, x: jax.Array) -> jax.Array:
     """Maps codes through a table of 256 values, without a gradient."""
     index = (lax.stop_gradient(x) - CODE_MIN).astype(jnp.int32)
     return jnp.take(lax.stop_gradient(table), index, mode="clip")
@@ -211,24 +213,24 @@ def hard_swish(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     return clamped_like(exact, steps + zero, f32(CODE_MIN), f32(CODE_MAX))
 
 
-def _frexp(value):
+def _frexp(value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Splits a positive float32 into a 24-bit integer mantissa and the exponent of its fraction."""
     bits = lax.bitcast_convert_type(lax.stop_gradient(value), jnp.int32)
     return (bits & 0x7FFFFF) | 0x800000, (bits >> 23) - 126
 
 
-def _short_multiplier(value):
+def _short_multiplier(value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rounds a float32 multiplier to a 15-bit mantissa, saturated, and an exponent."""
     mantissa, exponent = _frexp(value)
     return jnp.minimum((mantissa + (1 << 8)) >> 9, 32767), exponent
 
 
-def _short(value):
+def _short(value: jax.Array) -> jax.Array:
     """Saturates to 16 bits."""
     return jnp.clip(value, -32768, 32767)
 
 
-def _divide_by_power(value, exponent):
+def _divide_by_power(value: jax.Array, exponent: jax.Array) -> jax.Array:
     """Divides by 2**exponent, rounding halves away from zero."""
     mask = (1 << exponent) - 1
     threshold = (mask >> 1) + (value < 0)

@@ -48,8 +48,10 @@ def ste_round(x: jax.Array) -> jax.Array:
 
 
 @ste_round.defjvp
-def _ste_round_jvp(primals, tangents):
-    return jnp.round(primals[0]), tangents[0]
+def _ste_round_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return ste_round(*primals), tangents[0]
 
 
 @jax.custom_jvp
@@ -73,8 +75,10 @@ def straight_through(exact: jax.Array, approx: jax.Array) -> jax.Array:
 
 
 @straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    return primals[0], tangents[1]
+def _straight_through_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return straight_through(*primals), tangents[1]
 
 
 def quantize(x: jax.Array, q: Affine) -> jax.Array:
@@ -350,7 +354,7 @@ def opaque(value: jax.Array, witness: jax.Array) -> jax.Array:
     return jnp.where(witness == witness, value, jnp.nan)
 
 
-def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def ratio(numerator: jax.typing.ArrayLike, denominator: jax.typing.ArrayLike) -> jax.Array:
     """Divides in float32, correctly rounded even by a compile-time constant.
 
     Args:

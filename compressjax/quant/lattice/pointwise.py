@@ -88,7 +88,15 @@ def sub(
     return _add(a, b, a_q, b_q, out_q, -1, bounds(out_q, lo, hi))
 
 
-def _add(a, b, a_q, b_q, out_q, sign, code_bounds):
+def _add(
+    a: jax.Array,
+    b: jax.Array,
+    a_q: Affine,
+    b_q: Affine,
+    out_q: Affine,
+    sign: int,
+    code_bounds: tuple[jax.Array, jax.Array],
+) -> jax.Array:
     """Adds or subtracts in fixed point; differentiated as the real sum."""
     a, b = _same_rank(a, b)
     a_ratio, b_ratio = ratio(a_q.scale, out_q.scale), ratio(b_q.scale, out_q.scale)
@@ -96,7 +104,7 @@ def _add(a, b, a_q, b_q, out_q, sign, code_bounds):
     shift = 20 - ((lax.bitcast_convert_type(greatest, jnp.int32) >> 23) - 127)
     power = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
 
-    def multiplier(value):
+    def multiplier(value: jax.Array) -> jax.Array:
         return jnp.round(lax.stop_gradient(value) * power).astype(jnp.int32)
 
     a_times, b_times = multiplier(a_ratio), sign * multiplier(b_ratio)
@@ -171,11 +179,12 @@ def requantize(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     return clamped_like(exact, centred * multiplier + zero_point, f32(CODE_MIN), f32(CODE_MAX))
 
 
-def _int(value):
+def _int(value: jax.Array) -> jax.Array:
     return lax.stop_gradient(f32(value)).astype(jnp.int32)
 
 
-def _same_rank(a, b):
+def _same_rank(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gives the array of lower rank leading axes of size 1."""
     rank = max(jnp.ndim(a), jnp.ndim(b))
-    return tuple(jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in (a, b))
+    a, b = (jnp.reshape(v, (1,) * (rank - jnp.ndim(v)) + jnp.shape(v)) for v in (a, b))
+    return a, b

@@ -50,7 +50,8 @@ def conv(
 
     XNNPACK takes them all, grouped ones too. The integer sum of (x - zero_point) * w plus the
     bias is rounded once to float32, multiplied by (x scale * w scale) / out scale in float32,
-    rounded half to even, shifted by the zero point and clamped.
+    rounded half to even, shifted by the zero point and clamped. That multiplier must be below
+    256: LiteRT refuses to load a model where it is not.
 
     Args:
         x: input codes; any layout that `dimension_numbers` describes.
@@ -160,7 +161,15 @@ def dot_general(
     return _scaled(acc, x_q, w_scale, out_q, lo, hi, channels)
 
 
-def _scaled(acc, x_q, w_scale, out_q, lo, hi, axis):
+def _scaled(
+    acc: jax.Array,
+    x_q: Affine,
+    w_scale: jax.Array,
+    out_q: Affine,
+    lo: float | None,
+    hi: float | None,
+    axis: int,
+) -> jax.Array:
     """Requantizes a float32 accumulator whose channels lie on `axis`."""
     multiplier = ratio(f32(x_q.scale) * f32(w_scale), out_q.scale)
     if multiplier.ndim:

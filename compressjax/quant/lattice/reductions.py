@@ -111,10 +111,10 @@ def avg_pool(
             f"average pool over a window of {window}: at most {2**17 - 1} positions sum exactly; "
             "use mean for a larger one"
         )
-    pads = padding
     if isinstance(padding, str):
-        pads = lax.padtype_to_pads(x.shape, window, strides, padding)
-    total = lax.reduce_window(x, 0.0, lax.add, window, strides, tuple(map(tuple, pads)))
+        padding = lax.padtype_to_pads(x.shape, window, strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    total = lax.reduce_window(x, 0.0, lax.add, window, strides, pads)
     count = _positions(x.shape, window, strides, pads)
     whole = lax.stop_gradient(total).astype(jnp.int32)
     half = jnp.where(whole > 0, count // 2, -(count // 2))
@@ -124,7 +124,12 @@ def avg_pool(
     return clamped_like(jnp.clip(exact, *code_bounds), mean_code, *code_bounds)
 
 
-def _positions(shape, window, strides, pads) -> np.ndarray:
+def _positions(
+    shape: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+) -> np.ndarray:
     """Counts the positions of each window that lie inside the input, int32."""
     count = np.ones((1,) * len(shape), np.int32)
     for axis, (size, width, stride, (before, after)) in enumerate(
@@ -189,7 +194,15 @@ def sum(  # noqa: A001
     return _reduce(x, x_q, out_q, axes, keepdims, count, np.float32(1.0))
 
 
-def _reduce(x, x_q, out_q, axes, keepdims, count, factor):
+def _reduce(
+    x: jax.Array,
+    x_q: Affine,
+    out_q: Affine,
+    axes: Sequence[int],
+    keepdims: bool,
+    count: int,
+    factor: np.float32,
+) -> jax.Array:
     """Sums codes, scales the sum and moves it to the output's grid."""
     axes = tuple(axes)
     zero_in, zero_out = f32(x_q.zero_point), f32(out_q.zero_point)
