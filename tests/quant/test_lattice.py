@@ -301,7 +301,7 @@ class TestConv:
         found = jax.vmap(lambda x: apply(x, *rest))(jnp.stack([x, x]))
         np.testing.assert_array_equal(found, np.stack([expected, expected]))
 
-    @pytest.mark.parametrize("name", ["plain", "pointwise", "depthwise", "long", "long grouped"])
+    @pytest.mark.parametrize("name", ["plain", "depthwise", "long grouped"])
     def test_gradients_are_those_of_fake_quantization(self, name):
         case = dict(CONVS[name], activation="relu6")
         apply, _, (x, w, b, x_q, w_scale, out_q) = conv_case(0, **case)
@@ -426,7 +426,7 @@ BINARY = {"ADD": lattice.add, "SUB": lattice.sub, "MUL": lattice.mul}
 
 class TestPointwise:
     @pytest.mark.parametrize("operator", BINARY)
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", range(4))
     def test_equals_litert_on_all_code_pairs(self, operator, seed):
         rng = np.random.default_rng(seed)
         scales, zeros = [draw_scale(rng) for _ in range(3)], [draw_zero(rng) for _ in range(3)]
@@ -518,7 +518,7 @@ class TestReductions:
                 **ACTIVATIONS[activation],
             )
 
-        shape = apply(floats(x), grid(scale, zero)).shape
+        shape = jax.eval_shape(apply, floats(x), grid(scale, zero)).shape
         tensors = [ops.Tensor(s, scale=scale, zero_point=zero) for s in (x.shape, shape)]
         model = ops.pool(operator, *tensors, window, strides, padding, activation)
         overlapping = window[0] >= strides[0] and window[1] >= strides[1]
@@ -528,7 +528,7 @@ class TestReductions:
 
     @pytest.mark.parametrize("operator", ["MEAN", "SUM"])
     @pytest.mark.parametrize("axes", [(1, 2), (0,), (1,), (3,), (1, 2, 3)])
-    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("seed", range(2))
     def test_reduce_equals_litert(self, operator, axes, seed):
         rng = np.random.default_rng(seed)
         x = draw_codes(rng, 2, *rng.integers(1, 9, 2), 50)
