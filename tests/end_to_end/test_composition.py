@@ -1,0 +1,104 @@
+"""Every sensible order of transforms on every model: exported, and equal to LiteRT tensor by tensor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import compressjax as cj
+from compressjax import tree
+from compressjax.models import MLP, MobileNetV2, ResNet8, SmallCNN
+
+BATCH = 4
+MODELS = {
+    "mlp": (lambda: MLP(num_classes=10, widths=(32, 16)), (8, 8, 1)),
+    "small_cnn": (lambda: SmallCNN(num_classes=10, widths=(16, 32, 32)), (8, 8, 1)),
+    "resnet8": (lambda: ResNet8(num_classes=10), (16, 16, 3)),
+    "mobilenet_v2": (lambda: MobileNetV2(num_classes=10, width_multiplier=0.35), (32, 32, 3)),
+}
+
+
+def trained(name):
+    """A model whose batch norms and biases are not at their initial values, and a batch."""
+    make, shape = MODELS[name]
+    model = make()
+    x = jax.random.normal(jax.random.key(0), (BATCH, *shape))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    leaves = tree.paths(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+
+    def moved(path, leaf):
+        noise = 0.2 * jax.random.normal(keys[list(leaves).index(path)], leaf.shape)
+        return leaf + jnp.abs(noise) if path.endswith("/var") else leaf + noise * (leaf.ndim == 1)
+
+    return model.apply, tree.map_with_path(moved, variables), x
+
+
+def prune(fn, variables, x):
+    del x
+    schedule = cj.pruning.one_shot(0.6)
+    tx = cj.prune(optax.sgd(0.0), schedule=schedule, select="**/kernel")
+    params = variables["params"]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, state = tx.update(zeros, tx.init(params), params)
+    params = optax.apply_updates(params, updates)
+    keep = jax.tree.leaves(cj.masks(state))
+    kernels = [leaf for path, leaf in tree.paths(params).items() if path.endswith("kernel")]
+    assert [int((leaf != 0).sum()) for leaf in kernels] == [int(mask.sum()) for mask in keep]
+    assert tree.size(keep) > 2 * sum(int(mask.sum()) for mask in keep)
+    return fn, {**variables, "params": params}
+
+
+def shrink(fn, variables, x):
+    shrunk = cj.shrink(fn, variables, x, ratio=0.5, round_to=4)
+    assert tree.size(shrunk.variables) < tree.size(variables)
+    return shrunk.apply, shrunk.variables
+
+
+def fold(fn, variables, x):
+    fn, variables = cj.fold_batch_norm(fn, variables, x)
+    assert set(variables) == {"params"}
+    return fn, variables
+
+
+ORDERS = {
+    "none": (),
+    "fold": (fold,),
+    "prune-shrink-fold": (prune, shrink, fold),
+    "shrink-prune-fold": (shrink, prune, fold),
+    "prune-fold-shrink": (prune, fold, shrink),
+    "fold-shrink-prune": (fold, shrink, prune),
+    "fold-prune-shrink": (fold, prune, shrink),
+    "shrink-fold-prune": (shrink, fold, prune),
+    "shrink-shrink": (shrink, shrink),
+}
+
+
+def composed(name, order):
+    fn, variables, x = trained(name)
+    for transform in ORDERS[order]:
+        fn, variables = transform(fn, variables, x)
+    q = cj.quantize(fn, cj.quant.int8())
+    return q, q.calibrate(variables, [x], observer=cj.quant.min_max()), x
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_order_is_exact_on_the_phone(name, order):
+    q, qv, x = composed(name, order)
+    file = cj.export.tflite(q, qv, x[:1], via="litert")
+    parity = cj.export.verify(file, q, qv, x)
+    assert parity.mismatch_fraction == 0, str(parity)
+    assert len(parity.layers) > len(q.plan(qv, x).steps)
+    assert np.ptp(cj.export.run(file, x)) > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_converters_give_the_same_integers(name):
+    q, qv, x = composed(name, "prune-shrink-fold")
+    file = cj.export.tflite(q, qv, x[:1], via="jax2tf")
+    parity = cj.export.verify(file, q, qv, x)
+    assert parity.mismatch_fraction == 0, str(parity)
+    other = cj.export.tflite(q, qv, x[:1], via="litert")
+    np.testing.assert_array_equal(cj.export.run(file, x), cj.export.run(other, x))
