@@ -317,6 +317,10 @@ class _Flattener:
             if opened or not self.keep_custom:
                 return self.run(jaxpr, consts, inputs)
             return self._add(eqn, name, inputs, _call(eqn))
+        if kind == "convert_element_type" and isinstance(inputs[0], Literal):
+            dtype = eqn.params["new_dtype"]
+            if jax.numpy.issubdtype(dtype, jax.numpy.floating):
+                return [Literal(np.asarray(inputs[0].value).astype(dtype))]
         if kind in ("scan", "while", "cond"):
             self.notes.append(f"{kind} is left whole: transforms do not look inside it")
         return self._add(eqn, kind, inputs, _bind(eqn.primitive))
