@@ -117,7 +117,9 @@ def _narrow_slice(
         sliced[at] = True
         places = np.flatnonzero(sliced[keep])  # the slice's positions among those that are kept
         steps = np.unique(np.diff(places))
-        if len(steps) > 1:
+        if not places.size:
+            bounds.append((0, 0, 1))
+        elif len(steps) > 1:
             array = take_positions(array, places, i)
             bounds.append((0, len(places), 1))
         else:
@@ -267,10 +269,10 @@ def _gather(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
             units.freeze(axis, f"{op.name}: positions are picked by a gather")
     for axis in indices:
         units.freeze(axis, f"{op.name}: the indices of a gather", plain=True)
-    why = f"{op.name}: positions picked by a gather"
+    why = f"{op.name}: positions are picked by a gather"
     return [
         tuple(
-            units.fixed(size, why) if axis is None else axis
+            units.fixed(size, why, plain=False) if axis is None else axis
             for axis, size in zip(out, op.out_shape, strict=True)
         )
     ]
@@ -281,7 +283,7 @@ def _dynamic_slice(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     for axis, size in zip(ins[0], op.params["slice_sizes"], strict=True):
         if len(axis) != size:
             units.freeze(axis, f"{op.name}: sliced where the data says")
-            axis = units.fixed(size, f"{op.name}: sliced where the data says")
+            axis = units.fixed(size, f"{op.name}: sliced where the data says", plain=False)
         out.append(axis)
     return [tuple(out)]
 

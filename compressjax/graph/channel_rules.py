@@ -175,9 +175,7 @@ def _window(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, Rule(_elementwise)),
     **MOVES,
-    **dict.fromkeys(
-        "device_put optimization_barrier sharding_constraint".split(), Rule(_identity)
-    ),
+    **dict.fromkeys("device_put optimization_barrier sharding_constraint".split(), Rule(_identity)),
     "bitcast_convert_type": Rule(_bitcast),
     "iota": Rule(_source),
     "random_bits": Rule(_source),

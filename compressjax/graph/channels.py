@@ -165,19 +165,30 @@ def groups(graph: Graph, channels: Channels) -> tuple[Group, ...]:
     gathered: dict[tuple[int, ...], list[int]] = {}
     for unit, indices in by_unit.items():
         gathered.setdefault(tuple(indices), []).append(unit)
+    group_of = np.full(len(channels.units), -1)
+    channel_of = np.full(len(channels.units), -1)
+    signatures = sorted(gathered)
+    for number, signature in enumerate(signatures):
+        group_of[gathered[signature]] = number
+        channel_of[gathered[signature]] = np.arange(len(gathered[signature]))
+    members: list[dict[Place, Member]] = [{} for _ in signatures]
+    for place, units in places.items():
+        owners = group_of[units]
+        for number in np.unique(owners[owners >= 0]).tolist():
+            channel = np.where(owners == number, channel_of[units], -1)
+            member = Member(*place, channel, place not in taken, place in made)
+            members[number][place] = member
     found: dict[str, Group] = {}
-    for signature in sorted(gathered):
-        number = {unit: i for i, unit in enumerate(gathered[signature])}
-        members = []
-        for place in dict.fromkeys([*(makers[i] for i in signature), *places]):
-            channel = np.array([number.get(unit, -1) for unit in places[place].tolist()], int)
-            if (channel >= 0).any():
-                members.append(Member(*place, channel, place not in taken, place in made))
-        name, repeat = members[0].path, 0
+    for number, signature in enumerate(signatures):
+        first = [members[number].pop(makers[i]) for i in signature]
+        name = path = first[0].path
+        repeat = 0
         while name in found:
             repeat += 1
-            name = f"{members[0].path}#{repeat}"
-        found[name] = Group(name, tuple(members), np.array(gathered[signature]))
+            name = f"{path}#{repeat}"
+        found[name] = Group(
+            name, (*first, *members[number].values()), np.array(gathered[signature])
+        )
     return tuple(found.values())
 
 
@@ -240,20 +251,18 @@ def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
     """
     units = Units()
     axes = _sources(units, graph)
-    contractions = [op for op in graph.ops if op.kind in ("conv_general_dilated", "dot_general")]
-    moves = [
-        op
-        for op in graph.ops
-        if op not in contractions and all(graph.is_static(value) for value in op.outputs)
-    ]
-    for op in moves:
-        if all(isinstance(value, Literal) or value in axes for value in op.inputs):
-            _run(units, [op], axes)
-    owner: dict[int, list[Place]] = {}
+    contractions = []
+    for op in graph.ops:
+        if op.kind in ("conv_general_dilated", "dot_general"):
+            contractions.append(op)
+        elif all(isinstance(value, Literal) or value in axes for value in op.inputs):
+            if all(graph.is_static(value) for value in op.outputs):
+                _run(units, [op], axes)
+    owner: dict[int, tuple[Place, ...]] = {}
     for path, value in graph.variables.items():
         for axis, mine in enumerate(axes[value]):
             for unit in np.unique(units.find(mine)).tolist():
-                owner.setdefault(unit, []).append((path, axis))
+                owner[unit] = (*owner.get(unit, ()), (path, axis))
     made: dict[Place, None] = {}
     taken: dict[Place, None] = {}
     for op in contractions:
@@ -263,8 +272,9 @@ def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
         side = static.index(True)
         for into, which in zip((taken, made), _kernel_axes(op, side), strict=True):
             for axis in which:
-                for unit in units.find(axes[op.inputs[side]][axis]).tolist():
-                    into.update(dict.fromkeys(owner.get(unit, ())))
+                found = units.find(axes[op.inputs[side]][axis]).tolist()
+                for places in dict.fromkeys(owner.get(unit, ()) for unit in found):
+                    into.update(dict.fromkeys(places))
     return list(made), set(taken) - set(made)
 
 

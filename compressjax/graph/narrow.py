@@ -22,27 +22,26 @@ from compressjax.graph.units import Axes, kept_shape, take
 def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
     """Makes the function that a graph is when some positions of its variables are gone.
 
-        Args:
-          graph: from `trace(..., keep_custom=False)`, at the full shapes.
-          keep: for each variable path that was cut, one boolean mask an axis, True = kept.
+    Args:
+      graph: from `trace(..., keep_custom=False)`, at the full shapes.
+      keep: for each variable path that was cut, one boolean mask an axis, True = kept.
 
-        Returns:
-          `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
-          every sum of a convolution or matrix product leaves out the terms of cut positions.
+    Returns:
+      `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
+      every sum of a convolution or matrix product leaves out the terms of cut positions.
 
-        Raises:
-          ValueError: if the graph ties a cut position to one that is kept.
+    Raises:
+      ValueError: if the graph ties a cut position to one that is kept.
 
-        Example:
-          >>> from compressjax.graph.reorder import reorder
-    from compressjax.graph.trace import trace
-          >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
-          >>> graph = trace(lambda v, x: x @ v['a'] @ v['b'], variables, np.ones((1, 4), 'f'))
-          >>> all_kept = [np.ones(size, bool) for size in range(5)]
-          >>> two = np.array([True, False, True])
-          >>> run = narrow(graph, {'a': (all_kept[4], two), 'b': (two, all_kept[2])})
-          >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
-          [[8.0, 8.0]]
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> variables = {'a': np.ones((4, 3), 'f'), 'b': np.ones((3, 2), 'f')}
+      >>> graph = trace(lambda v, x: x @ v['a'] @ v['b'], variables, np.ones((1, 4), 'f'))
+      >>> all_kept = [np.ones(size, bool) for size in range(5)]
+      >>> two = np.array([True, False, True])
+      >>> run = narrow(graph, {'a': (all_kept[4], two), 'b': (two, all_kept[2])})
+      >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
+      [[8.0, 8.0]]
     """
     graph = reorder(graph)
     kept = _kept_positions(graph, keep)
@@ -53,7 +52,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
     }
 
     def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
-        kin = [kept.get(value, ()) for value in op.inputs]
+        kin = [kept.get(value) or _all_of(value) for value in op.inputs]
         kout = [kept[value] for value in op.outputs]
         if all(map(_whole, kin)) and all(map(_whole, kout)):
             return None
@@ -72,6 +71,10 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
     return run
 
 
+def _all_of(value: Value) -> Axes:
+    return tuple(np.ones(size, bool) for size in value.shape)
+
+
 def _whole(keeps: Axes) -> bool:
     return all(keep.all() for keep in keeps)
 
@@ -80,7 +83,7 @@ def _kept_positions(graph: Graph, keep: Mapping[str, Axes]) -> dict[Value, Axes]
     """Carries keep masks from variables to all values, along the graph's own ties."""
     held = {}
     for path, value in graph.variables.items():
-        masks = keep.get(path) or tuple(np.ones(size, bool) for size in value.shape)
+        masks = keep.get(path) or _all_of(value)
         held[path] = (masks, f"{path} is kept there")
     channels = couple(graph, held, hold_outputs=False)
     units = channels.units

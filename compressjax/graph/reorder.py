@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from compressjax.graph.interpret import evaluate
 from compressjax.graph.trace import Graph, Literal, Op, Value
 
 
@@ -74,22 +75,38 @@ def _constant_gather(graph: Graph, op: Op) -> tuple[Op, list[Op]] | None:
     if op.kind != "gather":
         return None
     operand, source = op.inputs
-    indices = source.value if isinstance(source, Literal) else graph.constants.get(source)
     numbers, sizes = op.params["dimension_numbers"], op.params["slice_sizes"]
-    if indices is None or isinstance(indices, jax.core.Tracer):
-        return None
-    if len(numbers.start_index_map) != 1 or np.ndim(indices) != 2:
+    if len(numbers.start_index_map) != 1 or len(source.shape) != 2:
         return None
     axis = numbers.start_index_map[0]
     if numbers.collapsed_slice_dims != (axis,) or numbers.operand_batching_dims:
         return None
     others = tuple(i for i in range(len(operand.shape)) if i != axis)
-    places = np.asarray(indices)[:, 0]
     if numbers.offset_dims != others or any(sizes[i] != operand.shape[i] for i in others):
         return None
+    indices = _constant(graph, source)
+    if indices is None:
+        return None
+    places = indices[:, 0]
     if places.size == 0 or places.min() < 0 or places.max() >= operand.shape[axis]:
         return None
     return _take(op, operand, axis, places, lambda params, x: op.bind(op.params, x, indices)), []
+
+
+def _constant(graph: Graph, value: Value) -> np.ndarray | None:
+    """What a value always is, if it depends on constants alone."""
+    pending, leaves = [value], set()
+    while pending:
+        current = pending.pop()
+        if current in graph.producers:
+            pending.extend(graph.producers[current].inputs)
+        elif not isinstance(current, Literal):
+            leaves.add(current)
+    known = [graph.constants.get(leaf) for leaf in leaves]
+    if any(array is None or isinstance(array, jax.core.Tracer) for array in known):
+        return None
+    with jax.ensure_compile_time_eval():
+        return np.asarray(evaluate(graph, [value], {})[0])
 
 
 def _shuffle(graph: Graph, last: Op) -> tuple[Op, list[Op]] | None:

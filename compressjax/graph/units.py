@@ -67,18 +67,19 @@ class Units:
             self._frozen = np.concatenate([self._frozen, np.zeros(size - len(self._frozen), bool)])
         return np.arange(start, self._count)
 
-    def fixed(self, number: int, why: str) -> np.ndarray:
-        """Makes new units that may not be cut because of what they are.
+    def fixed(self, number: int, why: str, *, plain: bool = True) -> np.ndarray:
+        """Makes new units that may not be cut.
 
         Args:
           number: how many.
-          why: what they are.
+          why: what they are, or what forbids it.
+          plain: see `Reason`.
 
         Returns:
           Their numbers, `[number]` int64.
         """
         units = self.fresh(number)
-        self.freeze(units, why, plain=True)
+        self.freeze(units, why, plain=plain)
         return units
 
     def find(self, units: np.ndarray) -> np.ndarray:
@@ -116,8 +117,9 @@ class Units:
                 return
             left, right = left[differ], right[differ]
             low, high = np.minimum(left, right), np.maximum(left, right)
-            self._frozen[low[self._frozen[high]]] = True
             self._parent[high] = low
+            for side in (low, high):  # within one call a chain may put several links above a unit
+                self._frozen[self.find(side[self._frozen[side]])] = True
 
     def freeze(self, units: np.ndarray, why: str, *, plain: bool = False) -> None:
         """Forbids cutting some units, and all that is or will be tied to them.
