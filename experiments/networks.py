@@ -56,7 +56,7 @@ class Data(NamedTuple):
     @property
     def example(self) -> jax.Array:
         """One prepared test image, [1, H, W, C]."""
-        return self.prepare(self.test_images[:1])
+        return jax.jit(self.prepare)(self.test_images[:1])
 
 
 def load_data(settings: Any) -> Data:
@@ -191,13 +191,13 @@ def size_figures(apply: Any, variables: Variables, x: jax.Array) -> dict[str, An
     Returns:
       `parameters`, `nonzero`, `macs`, and `checksum`, which tells two sets of variables apart.
     """
-    leaves = jax.tree.leaves(variables["params"])
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables["params"])]
     checksum = 0
     for leaf in jax.tree.leaves(variables):
         checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
     return {
         "parameters": sum(leaf.size for leaf in leaves),
-        "nonzero": sum(int(jnp.count_nonzero(leaf)) for leaf in leaves),
+        "nonzero": sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         "macs": cj.trace(apply, variables, x).macs,
         "checksum": checksum,
     }

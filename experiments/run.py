@@ -9,6 +9,7 @@ that depend on it.
 """
 
 import logging as stdlib_logging
+import os
 import pathlib
 import shlex
 import sys
@@ -143,10 +144,9 @@ def run(config: Any, workdir: pathlib.Path, command: str) -> dict[str, bool]:
 
 
 def _ours(record: stdlib_logging.LogRecord) -> bool:
-    """Keep what the stages say, and warnings; orbax reports every file it touches."""
-    return record.levelno >= stdlib_logging.WARNING or (
-        pathlib.Path(record.pathname).parent == pathlib.Path(__file__).parent
-    )
+    """Keep what the stages say, and errors; orbax reports every file it touches."""
+    ours = pathlib.Path(record.pathname).parent == pathlib.Path(__file__).parent
+    return ours or record.levelno >= stdlib_logging.ERROR
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -173,6 +173,7 @@ def main(argv: Sequence[str]) -> None:
         )
     stdlib_logging.getLogger("absl").addFilter(_ours)
     logging.set_verbosity(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
     try:
         run(CONFIG.value, pathlib.Path(WORKDIR.value), command)

@@ -9,6 +9,7 @@ import functools
 import gzip
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,17 +32,25 @@ INT8_FILE = "model_int8.tflite"
 
 
 class Setup(NamedTuple):
-    """What every stage starts from: data, the dense network, and variables of its structure."""
+    """What every stage starts from.
+
+    Attributes:
+      data: both splits.
+      dense: the network that the config starts from.
+      init: `(rng, x) -> variables` of that network.
+      like: shapes and dtypes of these variables.
+    """
 
     data: Data
     dense: Network
-    fresh: Variables
+    init: Callable[..., Variables]
+    like: Variables
 
 
 def _setup(config: Any) -> Setup:
     data = networks.load_data(config.data)
     dense, init = networks.dense(config.model, data.num_classes)
-    return Setup(data, dense, jax.jit(init)(_key(config, "init"), data.example))
+    return Setup(data, dense, init, jax.eval_shape(init, jax.random.key(0), data.example))
 
 
 def _key(config: Any, name: str) -> jax.Array:
@@ -50,7 +59,7 @@ def _key(config: Any, name: str) -> jax.Array:
 
 
 def _teacher(setup: Setup, inputs: Results) -> Any:
-    variables = networks.load(inputs["train"].directory, setup.fresh)
+    variables = networks.load(inputs["train"].directory, setup.like)
     return functools.partial(setup.dense.apply, variables)
 
 
@@ -116,9 +125,10 @@ def _figures(data: Data, apply: networks.Apply, variables: Variables) -> Figures
 def train(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Train the dense network on the labels."""
     del inputs
-    data, dense, fresh = _setup(config)
+    data, dense, init, _ = _setup(config)
+    variables = jax.jit(init)(_key(config, "init"), data.example)
     loss_fn = training.supervised(dense.forward, label_smoothing=config.train.label_smoothing)
-    variables = _fit(config, directory, data, fresh, dense.apply, loss_fn)
+    variables = _fit(config, directory, data, variables, dense.apply, loss_fn)
     return _figures(data, dense.apply, variables)
 
 
@@ -127,8 +137,8 @@ def prune(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
     The schedule is that of Zhu and Gupta, "To prune, or not to prune", 2017.
     """
-    data, dense, fresh = _setup(config)
-    variables = networks.load(inputs["train"].directory, fresh)
+    data, dense, _, like = _setup(config)
+    variables = networks.load(inputs["train"].directory, like)
     settings = config.prune
 
     def wrap(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
@@ -144,7 +154,7 @@ def prune(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
 
 def _shrunk(config: Any, setup: Setup, inputs: Results) -> tuple[Network, Variables]:
-    variables = networks.load(inputs["prune"].directory, setup.fresh)
+    variables = networks.load(inputs["prune"].directory, setup.like)
     return networks.shrunk(setup.dense, variables, setup.data.example, config.shrink)
 
 
@@ -221,8 +231,8 @@ def export(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     x, via = setup.data.example, config.export.via
     small, like = _shrunk(config, setup, inputs)
     floats = {
-        "train": (setup.dense.apply, setup.fresh),
-        "prune": (setup.dense.apply, setup.fresh),
+        "train": (setup.dense.apply, setup.like),
+        "prune": (setup.dense.apply, setup.like),
         "shrink": (small.apply, like),
         "distil": (small.apply, like),
     }

@@ -203,7 +203,7 @@ def stage_cells(row: StageRow, first: StageRow) -> tuple[str, ...]:
     Example:
       >>> row = StageRow('train', 1000, 500, 2000, 4096, 2048, 0.99, 0.25)
       >>> stage_cells(row, row)
-      ('1,000', '500', '2,000', '4,096', '1.0x', '2,048', '99.00 %', '0.250 ms')
+      ('1,000', '500', '2,000', '4,096', '1.0x', '2,048', '99.00 %', '250.0 µs')
     """
     return (
         f"{row.parameters:,}",
@@ -213,7 +213,7 @@ def stage_cells(row: StageRow, first: StageRow) -> tuple[str, ...]:
         f"{first.file_bytes / row.file_bytes:.1f}x",
         f"{row.gzip_bytes:,}",
         f"{100 * row.accuracy:.2f} %",
-        "" if row.latency_ms is None else f"{row.latency_ms:.3f} ms",
+        "" if row.latency_ms is None else f"{1000 * row.latency_ms:,.1f} µs",
     )
 
 

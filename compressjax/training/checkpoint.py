@@ -98,7 +98,8 @@ class Checkpoints:
         """Read a state back.
 
         Args:
-          template: a state with the structure, shapes and dtypes expected; its values are unused.
+          template: a state with the structure, shapes and dtypes expected, of arrays or of
+            `jax.ShapeDtypeStruct`; values are unused.
           step: which; None for the newest.
 
         Returns:
@@ -139,13 +140,17 @@ def _index(state: Any, *, checksum: bool = True) -> dict[str, dict[str, Any]]:
     """Shape, dtype and checksum of every leaf, by path."""
     index = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        entry: dict[str, Any] = {"shape": list(np.shape(leaf)), "dtype": str(_dtype(leaf))}
+        entry: dict[str, Any] = {"shape": list(_shape(leaf)), "dtype": str(_dtype(leaf))}
         if checksum:
             array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
             whole = getattr(array, "is_fully_addressable", True)
             entry["crc32"] = zlib.crc32(np.asarray(array).tobytes()) if whole else None
         index[jax.tree_util.keystr(path, simple=True, separator="/")] = entry
     return index
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
 
 
 def _dtype(leaf: Any) -> Any:
@@ -158,6 +163,8 @@ def _is_key(leaf: Any) -> bool:
 
 def _abstract(template: State) -> State:
     def of_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
         if isinstance(leaf, jax.Array):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         return np.empty_like(leaf)

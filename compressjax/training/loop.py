@@ -79,13 +79,13 @@ def init_state(
             f"variables has the collections {sorted(variables)} and no 'params': there is nothing "
             "to train. Pass the whole Flax dict, {'params': ..., ...}."
         )
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        variables=variables,
-        opt_state=tx.init(variables["params"]),
-        rng=rng,
-    )
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+
+    @jax.jit
+    def make(variables: Variables, rng: jax.Array) -> TrainState:
+        opt_state = tx.init(variables["params"])
+        return jax.tree.map(jnp.copy, TrainState(jnp.int32(0), variables, opt_state, rng))
+
+    return make(variables, rng)
 
 
 def make_epoch(

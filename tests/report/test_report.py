@@ -34,7 +34,7 @@ def shown(renderable, width=200):
 
 def test_terminal_table_says_every_figure():
     text = shown(table.stages(ROWS))
-    assert re.search(r"int8 +3,300 +800 +270,000 +6,000 +10\.0x +3,100 +99\.00 % +0\.020 ms", text)
+    assert re.search(r"int8 +3,300 +800 +270,000 +6,000 +10\.0x +3,100 +99\.00 % +20\.0 µs", text)
     assert re.search(r"prune .* 1\.0x .*98\.75 %\s*$", text, re.MULTILINE)
 
 
