@@ -88,6 +88,19 @@ def test_pruned_weights_are_zero_and_stay_so(optimizer: str, seed: int, dtype: A
         before = keep
 
 
+def test_a_pruned_weight_does_not_return_for_a_kept_one_that_becomes_zero() -> None:
+    tx = pruning.prune(optax.sgd(1.0), schedule=pruning.constant(0.25, every=1))
+    params = {"dense": {"kernel": jnp.array([[0.5, 3.0, 5.0, 7.0]])}}
+    gradients = {"dense": {"kernel": jnp.array([[0.0, 3.0, 0.0, 0.0]])}}
+    state, step = tx.init(params), _stepper(tx)
+    params, state = step(params, state, gradients)
+    np.testing.assert_array_equal(params["dense"]["kernel"], [[0.0, 0.0, 5.0, 7.0]])
+    params, state = step(params, state, gradients)
+    np.testing.assert_array_equal(
+        pruning.masks(state)["dense"]["kernel"], [[False, True, True, True]]
+    )
+
+
 def test_narrow_updates_still_give_exact_zeros() -> None:
     halve = optax.stateless(lambda u, p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), u))
     tx = pruning.prune(optax.chain(optax.sgd(0.1), halve), schedule=pruning.one_shot(0.5))
