@@ -17,7 +17,11 @@ ensure_venv() {
       return 1
     fi
     echo "Making .venv with $("$python" --version 2>&1)"
-    "$python" -m venv .venv
+    if ! "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "error: '$python' cannot make virtual environments; install its venv module" >&2
+      return 1
+    fi
   fi
   digest=$(cat setup.cfg pyproject.toml constraints.txt |
     .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
@@ -25,7 +29,7 @@ ensure_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ]; then
     echo "Installing compressjax[$extras] into .venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-      -c constraints.txt -e ".[$extras]"
+      -c constraints.txt -e ".[$extras]" || return 1
     printf '%s\n' "$digest" >"$stamp"
   fi
 }
