@@ -81,6 +81,26 @@ def _concatenate(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     return [tuple(whole if i == joined else axis for i, axis in enumerate(ins[0]))]
 
 
+def _stack(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    for axes in ins[1:]:
+        for first, axis in zip(ins[0], axes, strict=True):
+            units.tie(first, axis)
+    new = op.params["axis"]
+    axis = units.fixed(len(ins), f"{op.name}: the axis along which arrays are stacked")
+    return [(*ins[0][:new], axis, *ins[0][new:])]
+
+
+def _unstack(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    gone = op.params["axis"]
+    units.freeze(ins[0][gone], f"{op.name}: taken apart along the channels")
+    return [(*ins[0][:gone], *ins[0][gone + 1 :])] * len(op.outputs)
+
+
+def _tile(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    del units
+    return [tuple(np.tile(axis, n) for axis, n in zip(ins[0], op.params["reps"], strict=True))]
+
+
 def _split(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     del units
     cut = op.params["axis"]
@@ -317,6 +337,9 @@ MOVES: dict[str, Rule] = {
     "rev": Rule(_rev),
     "broadcast_in_dim": Rule(_broadcast, _narrow_broadcast),
     "concatenate": Rule(_concatenate),
+    "stack": Rule(_stack),
+    "unstack": Rule(_unstack),
+    "tile": Rule(_tile),
     "split": Rule(_split, _narrow_split),
     "slice": Rule(_slice, _narrow_slice),
     "take": Rule(_take, _narrow_take),

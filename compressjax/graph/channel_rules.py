@@ -15,14 +15,16 @@ from compressjax.graph.units import Axes, Units
 
 # Operations that compute each position from the same position of each operand.
 _ELEMENTWISE = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-    clz complex conj convert_element_type copy copy_p copysign cos cosh digamma div eq erf erf_inv
-    erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p
-    logistic lt max min mul name ne neg nextafter not or population_count pow real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
-    celu elu gelu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log_sigmoid mish relu relu6
-    selu sigmoid silu soft_sign softplus sparse_plus sparse_sigmoid squareplus swish log1mexp
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc
+    exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p
+    logistic lt max min mul mulhi name ne neg nextafter not or polygamma population_count pow
+    real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan
+    tanh xor zeros_like zeta
+    celu elu gelu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log1mexp log_sigmoid
+    mish relu relu6 selu sigmoid silu soft_sign softplus sparse_plus sparse_sigmoid squareplus
+    swish
 """.split()
 
 
@@ -157,6 +159,14 @@ def _along(name: str, why: str) -> Couple:
     return couple
 
 
+def _top_k(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    along = op.params["axis"] % len(ins[0])
+    units.freeze(ins[0][along], f"{op.name}: picks the largest channels")
+    picked = units.fixed(op.out_shape[along], f"{op.name}: the largest channels", plain=False)
+    out = tuple(picked if i == along else axis for i, axis in enumerate(ins[0]))
+    return [out] * len(op.outputs)
+
+
 def _window(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     settings = [
         op.params[name]
@@ -190,6 +200,7 @@ RULES: dict[str, Rule] = {
         "cumsum cumprod cummax cummin cumlogsumexp".split(),
         Rule(_along("axis", "accumulates over the channels")),
     ),
+    "top_k": Rule(_top_k),
     "sort": Rule(_along("dimension", "sorts the channels")),
     **dict.fromkeys("reduce_window_max reduce_window_min reduce_window_sum".split(), Rule(_window)),
 }
