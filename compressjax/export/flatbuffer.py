@@ -80,7 +80,7 @@ def write(model: Any) -> bytes:
     flatbuffers = require("flatbuffers")
     schema = require("ai_edge_litert.schema_py_generated")
 
-    class AlignedBuffer(schema.BufferT):  # type: ignore[misc, name-defined]
+    class AlignedBuffer(schema.BufferT):  # type: ignore[name-defined]
         """A buffer whose data starts on a multiple of 16 bytes."""
 
         def Pack(self, builder: Any) -> int:

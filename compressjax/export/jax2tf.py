@@ -94,7 +94,7 @@ def _convert(
 ) -> bytes:
     signature = [tf.TensorSpec(s.shape, np.dtype(s.dtype), name=name) for name, s in specs]
 
-    class Exported(tf.Module):  # type: ignore[misc, name-defined]
+    class Exported(tf.Module):  # type: ignore[name-defined]
         """Holds the function: the converter takes the signature from its module."""
 
         @tf.function(input_signature=signature, autograph=False)

@@ -154,8 +154,8 @@ def _constant(codes: Codes, input_scale: float, rng: np.random.Generator, *, wei
     """Pseudo-random codes that reach the ends of their grid, so that no converter rescales them."""
     shape = codes.codes.shape
     if codes.codes.dtype == np.int32:
-        scale = np.float32(input_scale) * _WEIGHT_SCALE
-        return Codes(rng.integers(1, 1000, shape, np.int32), np.asarray(scale), None)
+        product = np.asarray(np.float32(input_scale) * _WEIGHT_SCALE)
+        return Codes(rng.integers(1, 1000, shape, np.int32), product, None)
     pattern = rng.integers(-120, 121, shape, np.int8)
     if weight and len(shape) == 2:  # each row and each column, whichever holds the channels
         i = np.arange(max(shape))

@@ -45,7 +45,7 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
     for tensor, (name, value) in matched.names.items():
         graph.tensors[tensor].name = name
         scale, zero_point = grids[value]
-        _set_grid(graph.tensors[tensor], np.float32([scale]), zero_point, 0)
+        _set_grid(graph.tensors[tensor], scale, zero_point, 0)
     for operator, name in matched.steps:
         writer = _Constants(model, operator, steps[name], labels[name])
         writer.write(grids[steps[name].inputs[0]][0], matched)
@@ -57,7 +57,7 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
     return flatbuffer.write(model)
 
 
-def _set_grid(tensor: Any, scale: np.ndarray, zero_point: int, axis: int) -> None:
+def _set_grid(tensor: Any, scale: np.ndarray | float, zero_point: int, axis: int) -> None:
     schema = require("ai_edge_litert.schema_py_generated")
     scales = np.asarray(scale, np.float32).reshape(-1)
     points = np.full(scales.shape, zero_point, np.int64)
@@ -85,6 +85,11 @@ class _Constants:
                 continue
             tensor = self.graph.tensors[index]
             old = flatbuffer.constant(self.model, tensor)
+            if old is None:
+                raise ValueError(
+                    f"operation {self.op} of step {self.step.name!r} reads tensor {index}, "
+                    "which is neither a value of the plan nor a constant"
+                )
             if tensor.quantization is None or tensor.quantization.scale is None:
                 self._own(place, old, f"{self.step.name}/operand_{place}")
                 continue
@@ -93,7 +98,7 @@ class _Constants:
             if self.op == "PADV2":
                 self._pad_value(place)
                 continue
-            if slot >= len(self.step.constants) or old is None:
+            if slot >= len(self.step.constants):
                 raise ValueError(
                     f"operation {self.op} of step {self.step.name!r} has a constant operand "
                     f"{place} that the step has not: found {len(self.step.constants)} constants"
@@ -147,7 +152,7 @@ class _Constants:
     def _pad_value(self, place: int) -> None:
         code = -128 if self.step.params.get("lowest") else self.step.zero_point
         tensor = self._own(place, np.asarray(code, np.int8), f"{self.step.name}/constant")
-        _set_grid(tensor, np.float32(self.step.scale), self.step.zero_point, 0)
+        _set_grid(tensor, self.step.scale, self.step.zero_point, 0)
 
     def _bias(self, input_scale: float) -> None:
         biases = [codes for codes in self.step.constants if codes.codes.dtype == np.int32]
@@ -210,7 +215,7 @@ def _requantize(model: Any, plan: Frozen, matched: Matched) -> None:
         graph.tensors.append(copy.copy(graph.tensors[old]))
         new = tensors[step.name] = len(graph.tensors) - 1
         graph.tensors[new].name = step.name
-        _set_grid(graph.tensors[new], np.float32([step.scale]), step.zero_point, 0)
+        _set_grid(graph.tensors[new], step.scale, step.zero_point, 0)
         op = schema.OperatorT(opcodeIndex=matched.entry[0].opcodeIndex, inputs=[old], outputs=[new])
         op.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
         op.builtinOptions = schema.QuantizeOptionsT()

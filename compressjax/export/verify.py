@@ -165,8 +165,8 @@ class _Comparison:
         self.quantized = quantized
         self.session = Session(model)
         self.layers: dict[str, np.ndarray] = {}  # name -> values, differing, largest difference
-        self.rows = self.agreeing = 0
-        self.max_abs = self.magnitude = 0.0
+        self.rows = 0
+        self.agreeing = self.max_abs = self.magnitude = 0.0
         if quantized:
             probe, self.names = with_all_tensors(model)
             self.probe = Session(probe)

@@ -97,6 +97,7 @@ class Frozen:
     def __post_init__(self) -> None:
         """Refuses names that do not exist and grids that LiteRT cannot hold."""
         known: set[str] = set()
+        grids: list[tuple[str, tuple[str, ...], float, int]]
         grids = [(name, (), scale, point) for name, _, scale, point in self.inputs]
         grids += [(step.name, step.inputs, step.scale, step.zero_point) for step in self.steps]
         for name, reads, scale, zero_point in grids:
