@@ -360,7 +360,7 @@ def _bind(primitive: Any) -> Callable[..., Sequence[Any]]:
 
 def _call(eqn: Any) -> Callable[..., Sequence[Any]]:
     """Evaluates one equation with its derivative rule, through JAX's own evaluator."""
-    free = [var for var in dict.fromkeys(eqn.invars) if not isinstance(var, jex.Literal)]
+    free = list(dict.fromkeys(var for var in eqn.invars if not isinstance(var, jex.Literal)))
     jaxpr = jex.Jaxpr(
         (),
         free,
@@ -374,7 +374,8 @@ def _call(eqn: Any) -> Callable[..., Sequence[Any]]:
 
     def bind(params: Mapping[str, Any], *inputs: Any) -> Sequence[Any]:
         del params  # the derivative rule belongs to the equation as it was traced
-        by_var = {v: x for v, x in zip(eqn.invars, inputs, strict=True) if v in free}
+        atoms = zip(eqn.invars, inputs, strict=True)
+        by_var = {atom: x for atom, x in atoms if not isinstance(atom, jex.Literal)}
         return run(*(by_var[var] for var in free))
 
     return bind
