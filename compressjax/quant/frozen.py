@@ -66,7 +66,9 @@ class FrozenStep:
         zero_point: output zero point.
         out_shape: output shape, with the batch of the example.
         params: what a converter has to be told besides `apply`: `axes` (non-negative) and
-            `keepdims` of a `mean`, `lowest` of a `pad` (fill with code -128, not the zero point).
+            `keepdims` of a `mean`, `lowest` of a `pad` (fill with code -128, not the zero point);
+            and what tells siblings apart: `starts` of a `slice`, `permutation` of a `transpose`,
+            `padding` of a `pad`, `window_dimensions` (height, width) of a pool.
     """
 
     name: str

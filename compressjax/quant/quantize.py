@@ -1,11 +1,11 @@
 """Quantizing a function: calibrate it, run it on the lattice, train through it, freeze it.
 
 `quantize` adds no layers and no state of its own. Ranges live in the collection `quant` of the
-variables; weights stay float and are put on their grids at every call, so an optimizer moves them as
-before. There is one forward pass, LiteRT's own arithmetic, with straight-through gradients.
+variables; weights stay float and are put on their grids at every call, so an optimizer moves them
+as before. There is one forward pass, LiteRT's own arithmetic, with straight-through gradients.
 """
 
-import math
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax import graph as graphs
-from compressjax import tree
-from compressjax.quant import lattice, observers, steps
+from compressjax.quant import lattice, observers, ranges, steps
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 from compressjax.quant.lattice import Affine
 from compressjax.quant.placement import place
@@ -123,32 +122,40 @@ def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
                 f"calibrate was given one array of shape {batches.shape}, expected an iterable of "
                 "batches, such as [images]"
             )
+        shown: Plan | None = None
         states: dict[str, observers.State] = {}
         for args in map(_as_tuple, batches):
-            if not states:
-                states = {name: observer.init() for name in plan(variables, *args).observed}
+            if shown is None:
+                shown = plan(variables, *args)
+                states = {name: observer.init() for name in shown.observed}
             states = update(states, variables, args)
-        if not states:
+        if shown is None:
             raise ValueError(
                 "calibrate was given no batches: pass an iterable of at least one batch, such as "
                 "[images]"
             )
         found = {name: observer.find(state) for name, state in states.items()}
-        _check_finite(found)
-        return {**variables, "quant": _to_collection(found)}
+        ranges.check_finite(found)
+        widen = jax.jit(functools.partial(_feasible, shown))
+        return {**variables, "quant": ranges.collection(widen(variables, found))}
 
     def apply(qv: Variables, *args: Any) -> Any:
         made = plan(qv, *args)
-        return _outputs(made, *_run(made, spec, qv, args))
+        return _outputs(made, _run(made, spec, qv, args))
+
+    def observe(qv: Variables, *args: Any) -> tuple[Any, dict[str, Any]]:
+        made = plan(qv, *args)
+        run = _run(made, spec, qv, args)
+        return _outputs(made, run), {**qv, "quant": _moved_ranges(made, spec, qv, run)}
 
     def intermediates(qv: Variables, *args: Any) -> dict[str, jax.Array]:
-        codes, _ = _run(plan(qv, *args), spec, qv, args)
-        return {name: value.astype(jnp.int8) for name, value in codes.items()}
+        run = _run(plan(qv, *args), spec, qv, args)
+        return {name: codes.astype(jnp.int8) for name, codes in run.codes.items()}
 
     def freeze(qv: Variables, *args: Any) -> Frozen:
         return _freeze(plan(qv, *args), spec, qv)
 
-    return Quantized(calibrate, apply, apply, intermediates, freeze, plan)
+    return Quantized(calibrate, apply, observe, intermediates, freeze, plan)
 
 
 def _as_tuple(batch: Any) -> tuple[Any, ...]:
@@ -182,46 +189,6 @@ def _observe(
     return states
 
 
-def _check_finite(found: Mapping[str, tuple[jax.Array, jax.Array]]) -> None:
-    for name, (low, high) in found.items():
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(
-                f"the range of {name!r} is [{low}, {high}], expected finite numbers: look for NaN or "
-                "infinity in the calibration batches or the variables"
-            )
-
-
-def _to_collection(found: Mapping[str, tuple[jax.Array, jax.Array]]) -> dict[str, Any]:
-    leaves = {}
-    for name, (low, high) in found.items():
-        leaves[f"{name}/low"] = jnp.asarray(low, jnp.float32)
-        leaves[f"{name}/high"] = jnp.asarray(high, jnp.float32)
-    return tree.from_paths(leaves)
-
-
-def _ranges(plan: Plan, qv: Variables) -> dict[str, tuple[jax.Array, jax.Array]]:
-    if "quant" not in qv:
-        raise ValueError(
-            "the variables have no collection 'quant': calibrate first, as in "
-            "qv = q.calibrate(variables, batches)"
-        )
-    stored = tree.paths(qv["quant"])
-    if missing := [name for name in plan.observed if f"{name}/low" not in stored]:
-        raise ValueError(
-            f"the collection 'quant' has no range for {', '.join(missing[:4])}: it was calibrated "
-            "for another function; calibrate this one"
-        )
-    return {name: (stored[f"{name}/low"], stored[f"{name}/high"]) for name in plan.observed}
-
-
-def _grids(plan: Plan, qv: Variables) -> dict[str, Affine]:
-    """The grid of every tensor."""
-    by_range = {name: steps.grid_of(*ends) for name, ends in _ranges(plan, qv).items()}
-    for name, (scale, zero_point) in plan.fixed.items():
-        by_range[name] = Affine(jnp.float32(scale), jnp.float32(zero_point))
-    return {tensor: by_range[key] for tensor, key in plan.ranges.items()}
-
-
 def _coded(
     plan: Plan, spec: Spec, qv: Variables, grids: Mapping[str, Affine]
 ) -> dict[str, steps.Coded]:
@@ -240,36 +207,71 @@ def _coded(
     }
 
 
-def _run(
-    plan: Plan, spec: Spec, qv: Variables, args: tuple[Any, ...]
-) -> tuple[dict[str, jax.Array], dict[str, Affine]]:
-    """The lattice forward: codes and grid of every tensor."""
-    grids = _grids(plan, qv)
+class _Run(NamedTuple):
+    """One lattice forward: codes and grid of every tensor, ends of those with their own range."""
+
+    codes: dict[str, jax.Array]
+    grids: dict[str, Affine]
+    ends: dict[str, ranges.Range]
+
+
+def _run(plan: Plan, spec: Spec, qv: Variables, args: tuple[Any, ...]) -> _Run:
+    grids = ranges.grids(plan, qv)
     constants = _coded(plan, spec, qv, grids)
-    codes = {
-        name: lattice.quantize(jnp.asarray(x, jnp.float32), grids[name])
-        for name, x in _input_arrays(plan, args).items()
-    }
+    run = _Run({}, grids, {})
+    for name, x in _input_arrays(plan, args).items():
+        real = jnp.asarray(x, jnp.float32)
+        run.codes[name] = lattice.quantize(real, grids[name])
+        run.ends[name] = (real.min(), real.max())
     for step in plan.steps:
-        codes[step.name] = steps.lattice_step(
+        stored = steps.lattice_step(
             step,
-            [codes[name] for name in step.inputs],
+            [run.codes[name] for name in step.inputs],
             [grids[name] for name in step.inputs],
             constants.get(step.name),
             grids[step.name],
         )
-    return codes, grids
+        run.codes[step.name] = stored.codes
+        if stored.ends is not None:
+            run.ends[step.name] = stored.ends
+    return run
 
 
-def _outputs(plan: Plan, codes: Mapping[str, jax.Array], grids: Mapping[str, Affine]) -> Any:
-    real = [lattice.dequantize(codes[name], grids[name]) for name in plan.outputs]
+def _outputs(plan: Plan, run: _Run) -> Any:
+    real = [lattice.dequantize(run.codes[name], run.grids[name]) for name in plan.outputs]
     return jax.tree.unflatten(plan.graph.out_tree, real)
 
 
+def _moved_ranges(plan: Plan, spec: Spec, qv: Variables, run: _Run) -> dict[str, Any]:
+    """The stored ranges, moved towards the ends that a forward pass met."""
+    moved = {}
+    for name, old in ranges.stored(plan, qv).items():
+        members = [ends for tensor, ends in run.ends.items() if plan.ranges[tensor] == name]
+        low = jnp.stack([low for low, _ in members]).min()
+        high = jnp.stack([high for _, high in members]).max()
+        moved[name] = (
+            spec.decay * old[0] + (1.0 - spec.decay) * jax.lax.stop_gradient(low),
+            spec.decay * old[1] + (1.0 - spec.decay) * jax.lax.stop_gradient(high),
+        )
+    return ranges.collection(_feasible(plan, qv, moved))
+
+
+def _feasible(
+    plan: Plan, variables: Variables, found: Mapping[str, ranges.Range]
+) -> dict[str, ranges.Range]:
+    operands = steps.operands(plan, variables)
+    reach = {
+        step.name: jax.lax.stop_gradient(jnp.abs(operands[step.name].value).max())
+        for step in plan.steps
+        if step.kind in steps.CONTRACTIONS
+    }
+    return ranges.feasible(plan, found, reach)
+
+
 def _freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
-    _check_finite(_ranges(plan, qv))
+    ranges.check_finite(ranges.stored(plan, qv))
     grids, constants = jax.device_get(
-        jax.jit(lambda qv: (grids := _grids(plan, qv), _coded(plan, spec, qv, grids)))(qv)
+        jax.jit(lambda qv: (grids := ranges.grids(plan, qv), _coded(plan, spec, qv, grids)))(qv)
     )
     frozen = []
     for step in plan.steps:

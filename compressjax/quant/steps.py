@@ -1,7 +1,7 @@
 """What each kind of step computes: on real values, and on the lattice.
 
-The two columns of this table stand side by side so that they cannot drift apart: `real_step` is what
-calibration sees and what the converters are told, `lattice_step` is what the phone computes.
+The two stand side by side so that they cannot drift apart: `real_step` is what calibration sees
+and what the converters are told, `lattice_step` is what the phone computes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from compressjax import graph as graphs
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.lattice.grid import ratio
-from compressjax.quant.plan import Plan, Step
+from compressjax.quant.plan import Constant, Plan, Step
+from compressjax.quant.ranges import Range, grid_of, widened
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # A bias of at most this many codes keeps the sum of a contraction far from int32's end.
@@ -61,18 +62,19 @@ def operands(plan: Plan, variables: Any) -> dict[str, Operand]:
     """
     graph = plan.graph
     known = graphs.bind_variables(graph, variables)
-    steps = [step for step in plan.steps if step.constant is not None]
-    values = graphs.evaluate(graph, [step.constant.value for step in steps], known)
+    constants: dict[str, Constant] = {
+        step.name: step.constant for step in plan.steps if step.constant is not None
+    }
+    values = graphs.evaluate(graph, [constant.value for constant in constants.values()], known)
     found = {}
-    for step, value in zip(steps, values, strict=True):
-        constant = step.constant
+    for (name, constant), value in zip(constants.items(), values, strict=True):
         real = jnp.asarray(constant.layout(jnp.asarray(value)), jnp.float32)
         bias = None
         if constant.chain:
             scale, shift = graphs.affine_map(graph, constant.chain, constant.chain_axis, known)
             real = (real * scale).astype(jnp.float32)
             bias = jnp.broadcast_to(shift.astype(jnp.float32), real.shape[-1:])
-        found[step.name] = Operand(real, bias)
+        found[name] = Operand(real, bias)
     return found
 
 
@@ -97,9 +99,8 @@ def code_operand(
     """
     value, bias = operand
     if step.kind not in CONTRACTIONS:
-        grid = grid_of(value.min(), value.max())
-        floor = out_grid.scale * jnp.float32(2.0**-8)
-        grid = grid_of_scale(jnp.maximum(grid.scale, floor), value.min())
+        least = out_grid.scale * jnp.float32(2.0**-8) if step.kind != "mul" else jnp.float32(0.0)
+        grid = grid_of(*widened((value.min(), value.max()), least))
         return Coded(lattice.quantize(value, grid), grid, None)
     axes = tuple(range(value.ndim - 1)) if per_channel else None
     reach = lax.stop_gradient(jnp.abs(value).max(axes))
@@ -112,48 +113,6 @@ def code_operand(
     codes = lattice.weight_codes(value, scale, value.ndim - 1 if per_channel else None)
     bias_codes = None if bias is None else lattice.bias_codes(bias, x_grid.scale, scale)
     return Coded(codes, Affine(scale, jnp.float32(0.0)), bias_codes)
-
-
-def grid_of(low: jax.Array, high: jax.Array) -> Affine:
-    """Makes the int8 grid of a range, as the LiteRT converters do.
-
-    Zero is always representable. A range of nothing but zero gets the step 1/255.
-
-    Args:
-      low: smallest real value, [].
-      high: largest real value, [].
-
-    Returns:
-      The grid; no gradient passes.
-
-    Example:
-      >>> grid = grid_of(jnp.float32(0.0), jnp.float32(255.0))
-      >>> float(grid.scale), float(grid.zero_point)
-      (1.0, -128.0)
-    """
-    low = jnp.minimum(lax.stop_gradient(low).astype(jnp.float32), 0.0)
-    high = jnp.maximum(lax.stop_gradient(high).astype(jnp.float32), 0.0)
-    width = jnp.where(high > low, high - low, jnp.float32(1.0))
-    return grid_of_scale(ratio(width, jnp.float32(255.0)), low)
-
-
-def grid_of_scale(scale: jax.Array, low: jax.Array) -> Affine:
-    """Makes the int8 grid with a given scale whose smallest code stands for `low`.
-
-    Args:
-      scale: float32, [].
-      low: smallest real value, [].
-
-    Returns:
-      The grid.
-
-    Example:
-      >>> float(grid_of_scale(jnp.float32(0.5), jnp.float32(-1.0)).zero_point)
-      -126.0
-    """
-    low = jnp.minimum(lax.stop_gradient(low), 0.0)
-    zero_point = jnp.round(-128.0 - ratio(low, scale))
-    return Affine(scale, jnp.clip(zero_point, -128.0, 127.0))
 
 
 def real_step(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
@@ -202,13 +161,26 @@ def real_step(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.A
     return y if step.hi is None else jnp.minimum(y, step.hi)
 
 
+class Stored(NamedTuple):
+    """What a step puts out on the lattice.
+
+    Attributes:
+      codes: integer-valued float32.
+      ends: smallest and largest real value before the output grid clamped it, for steps that have a
+        range of their own; `None` for steps that share their input's or have a fixed one.
+    """
+
+    codes: jax.Array
+    ends: Range | None
+
+
 def lattice_step(
     step: Step,
     codes: Sequence[jax.Array],
     grids: Sequence[Affine],
     coded: Coded | None,
     out: Affine,
-) -> jax.Array:
+) -> Stored:
     """Computes a step on codes, exactly as LiteRT does.
 
     Args:
@@ -219,36 +191,66 @@ def lattice_step(
       out: the grid of its output.
 
     Returns:
-      The codes of its output.
+      The codes of its output, and the ends of its range.
     """
     x, grid, p = codes[0], grids[0], step.params
-    bounds = {"lo": step.lo, "hi": step.hi}
-    if step.kind in CONTRACTIONS:
-        operands = (x, coded.codes, coded.bias, grid, coded.grid.scale, out)
-        if step.kind == "dense":
-            numbers = (((x.ndim - 1,), (0,)), ((), ()))
-            return lattice.dot_general(*operands, dimension_numbers=numbers, **bounds)
-        return lattice.conv(*operands, dimension_numbers=_NHWC, **p, **bounds)
+    if step.kind in CONTRACTIONS and coded is not None:
+        acc = _accumulated(step, x, grid, coded)
+        axis = acc.ndim - 1
+        stored = lattice.rescale(acc, grid, coded.grid.scale, out, axis, lo=step.lo, hi=step.hi)
+        return Stored(stored, _contraction_ends(step, acc, grid, coded))
     if step.kind in ("add", "sub", "mul"):
         function = {"add": lattice.add, "sub": lattice.sub, "mul": lattice.mul}[step.kind]
-        if coded is not None:
-            return function(x, coded.codes, grid, coded.grid, out, **bounds)
-        return function(x, codes[1], grid, grids[1], out, **bounds)
+        other, other_grid = (coded.codes, coded.grid) if coded else (codes[1], grids[1])
+        stored = function(x, other, grid, other_grid, out, lo=step.lo, hi=step.hi)
+        reals = [lattice.dequantize(x, grid), lattice.dequantize(other, other_grid)]
+        return Stored(stored, _ends(real_step(step, reals, ())))
+    if step.kind == "mean":
+        stored = lattice.mean(x, grid, out, p["axes"], p["keepdims"])
+        return Stored(stored, _ends(real_step(step, [lattice.dequantize(x, grid)], ())))
+    if step.kind == "requantize":
+        return Stored(lattice.requantize(x, grid, out), _ends(lattice.dequantize(x, grid)))
+    return Stored(_shared_step(step, codes, grid, out), None)
+
+
+def _accumulated(step: Step, x: jax.Array, grid: Affine, coded: Coded) -> jax.Array:
+    if step.kind == "dense":
+        numbers = (((x.ndim - 1,), (0,)), ((), ()))
+        return lattice.dot_sum(x, coded.codes, coded.bias, grid, dimension_numbers=numbers)
+    return lattice.conv_sum(
+        x, coded.codes, coded.bias, grid, dimension_numbers=_NHWC, **step.params
+    )
+
+
+def _contraction_ends(step: Step, acc: jax.Array, grid: Affine, coded: Coded) -> Range:
+    """The ends of a contraction's real values, from those of each channel's sum."""
+    acc, axes = lax.stop_gradient(acc), tuple(range(acc.ndim - 1))
+    scale = lax.stop_gradient(grid.scale * coded.grid.scale)
+    low, high = (acc.min(axes) * scale).min(), (acc.max(axes) * scale).max()
+    clamp = (step.lo, step.hi)
+    return jnp.clip(low, *clamp), jnp.clip(high, *clamp)
+
+
+def _ends(real: jax.Array) -> Range:
+    real = lax.stop_gradient(real)
+    return real.min(), real.max()
+
+
+def _shared_step(step: Step, codes: Sequence[jax.Array], grid: Affine, out: Affine) -> jax.Array:
+    """Steps whose output has their input's grid, or a fixed one."""
+    x, p = codes[0], step.params
+    bounds = {"lo": step.lo, "hi": step.hi}
     if step.kind in ("max_pool", "avg_pool"):
         pool = lattice.max_pool if step.kind == "max_pool" else lattice.avg_pool
         window, strides, padding = _window(p)
         return pool(
             x, grid, window_dimensions=window, window_strides=strides, padding=padding, **bounds
         )
-    if step.kind == "mean":
-        return lattice.mean(x, grid, out, p["axes"], p["keepdims"])
-    if step.kind == "requantize":
-        return lattice.requantize(x, grid, out)
     if step.kind == "pad":
         edge = jnp.float32(-128.0) if p["lowest"] else grid.zero_point
         return lax.pad(x, edge, [(low, high, 0) for low, high in p["padding"]])
     if step.kind == "relu":
-        return jnp.clip(x, *lattice.bounds(grid, step.lo, step.hi))
+        return lattice.relu(x, grid, out, lo=step.lo or 0.0, hi=step.hi)
     if step.kind in ("softmax", "logistic", "tanh"):
         table = {"softmax": lattice.softmax, "logistic": lattice.logistic, "tanh": lattice.tanh}
         return table[step.kind](x, grid)

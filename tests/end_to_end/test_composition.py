@@ -15,7 +15,7 @@ MODELS = {
     "mlp": (lambda: MLP(num_classes=10, widths=(32, 16)), (8, 8, 1)),
     "small_cnn": (lambda: SmallCNN(num_classes=10, widths=(16, 32, 32)), (8, 8, 1)),
     "resnet8": (lambda: ResNet8(num_classes=10), (16, 16, 3)),
-    "mobilenet_v2": (lambda: MobileNetV2(num_classes=10, width_multiplier=0.35), (32, 32, 3)),
+    "mobilenet_v2": (lambda: MobileNetV2(num_classes=10, multiplier=0.35), (32, 32, 3)),
 }
 
 

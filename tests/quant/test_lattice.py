@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from support import tflite_ops as ops
+from tests.support import tflite_ops as ops
 
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine

@@ -31,7 +31,7 @@ from compressjax.quant.lattice.grid import (
     weight_codes,
 )
 from compressjax.quant.lattice.pointwise import add, mul, requantize, sub
-from compressjax.quant.lattice.products import conv, dot_general
+from compressjax.quant.lattice.products import conv, conv_sum, dot_general, dot_sum, rescale
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
 
 __all__ = [
@@ -44,8 +44,10 @@ __all__ = [
     "bias_codes",
     "bounds",
     "conv",
+    "conv_sum",
     "dequantize",
     "dot_general",
+    "dot_sum",
     "hard_swish",
     "logistic",
     "max_pool",
@@ -54,6 +56,7 @@ __all__ = [
     "quantize",
     "relu",
     "requantize",
+    "rescale",
     "softmax",
     "ste_round",
     "straight_through",

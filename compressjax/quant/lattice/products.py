@@ -79,6 +79,56 @@ def conv(
         ...      dimension_numbers=("NHWC", "HWIO", "NHWC")).ravel().tolist()
         [19.0, 0.0]
     """
+    acc = conv_sum(
+        x,
+        w,
+        bias,
+        x_q,
+        window_strides=window_strides,
+        padding=padding,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+    )
+    dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
+    return rescale(acc, x_q, w_scale, out_q, dims.out_spec[1], lo=lo, hi=hi)
+
+
+def conv_sum(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    x_q: Affine,
+    *,
+    window_strides: Sequence[int],
+    padding: Padding,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: object,
+    feature_group_count: int = 1,
+) -> jax.Array:
+    """Computes the int32 accumulator of `conv`, before any output grid.
+
+    Args:
+        x: input codes.
+        w: weight codes.
+        bias: integer-valued codes, [O], or None.
+        x_q: the input's grid.
+        window_strides: as for `conv`.
+        padding: as for `conv`.
+        rhs_dilation: as for `conv`.
+        dimension_numbers: as for `conv`.
+        feature_group_count: as for `conv`.
+
+    Returns:
+        The sums, float32, each the exact integer or, past 2**24, that integer rounded once.
+
+    Example:
+        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
+        >>> conv_sum(jnp.ones((1, 3, 3, 1)), jnp.full((3, 3, 1, 1), 2.0), None, one,
+        ...          window_strides=(1, 1), padding="VALID",
+        ...          dimension_numbers=("NHWC", "HWIO", "NHWC")).item()
+        18.0
+    """
     dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -96,8 +146,7 @@ def conv(
 
     centred = x - f32(x_q.zero_point)
     pieces = _conv_pieces(centred, w, dims, feature_group_count)
-    acc = _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
-    return _scaled(acc, x_q, w_scale, out_q, lo, hi, dims.out_spec[1])
+    return _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
 
 
 def dot_general(
@@ -137,13 +186,44 @@ def dot_general(
         ...             dimension_numbers=(((1,), (0,)), ((), ()))).tolist()
         [[2.0, 2.0]]
     """
+    acc = dot_sum(x, w, bias, x_q, dimension_numbers=dimension_numbers)
+    if jnp.ndim(w_scale) > 0:
+        _check_one_free_axis(w, dimension_numbers)
+    return rescale(acc, x_q, w_scale, out_q, acc.ndim - 1, lo=lo, hi=hi)
+
+
+def dot_sum(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    x_q: Affine,
+    *,
+    dimension_numbers: lax.DotDimensionNumbers,
+) -> jax.Array:
+    """Computes the int32 accumulator of `dot_general`, before any output grid.
+
+    Args:
+        x: input codes.
+        w: weight codes.
+        bias: integer-valued codes, [O], or None.
+        x_q: the input's grid.
+        dimension_numbers: as for `dot_general`.
+
+    Returns:
+        The sums, float32, each the exact integer or, past 2**24, that integer rounded once.
+
+    Raises:
+        ValueError: if there is a bias and `w` has not one free axis.
+
+    Example:
+        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
+        >>> dot_sum(jnp.ones((1, 3)), jnp.ones((3, 2)), jnp.array([1.0, 2.0]), one,
+        ...         dimension_numbers=(((1,), (0,)), ((), ()))).tolist()
+        [[4.0, 5.0]]
+    """
     (x_axes, w_axes), (_, w_batch) = dimension_numbers
-    per_channel = bias is not None or jnp.ndim(w_scale) > 0
-    if per_channel and w.ndim != len(w_axes) + len(w_batch) + 1:
-        raise ValueError(
-            f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
-            "axis for the bias and the scales: reshape them to [.., O] first"
-        )
+    if bias is not None:
+        _check_one_free_axis(w, dimension_numbers)
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.dot_general(
@@ -157,20 +237,47 @@ def dot_general(
     centred = x - f32(x_q.zero_point)
     pieces = _dot_pieces(centred, w, tuple(x_axes), tuple(w_axes))
     channels = x.ndim + w.ndim - 2 * len(w_axes) - len(w_batch) - 1
-    acc = _exact_sum(product, centred, w, pieces, bias, channels)
-    return _scaled(acc, x_q, w_scale, out_q, lo, hi, channels)
+    return _exact_sum(product, centred, w, pieces, bias, channels)
 
 
-def _scaled(
+def _check_one_free_axis(w: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> None:
+    (_, w_axes), (_, w_batch) = dimension_numbers
+    if w.ndim != len(w_axes) + len(w_batch) + 1:
+        raise ValueError(
+            f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
+            "axis for the bias and the scales: reshape them to [.., O] first"
+        )
+
+
+def rescale(
     acc: jax.Array,
     x_q: Affine,
     w_scale: jax.Array,
     out_q: Affine,
-    lo: float | None,
-    hi: float | None,
     axis: int,
+    *,
+    lo: float | None = None,
+    hi: float | None = None,
 ) -> jax.Array:
-    """Requantizes a float32 accumulator whose channels lie on `axis`."""
+    """Brings an accumulator to the output's grid: the second half of `conv` and `dot_general`.
+
+    Args:
+        acc: from `conv_sum` or `dot_sum`.
+        x_q: the input's grid.
+        w_scale: the weights' scale, [] or [O].
+        out_q: the output's grid.
+        axis: the axis of `acc` along which the channels lie.
+        lo: least real value of the fused activation, or None.
+        hi: greatest real value of the fused activation, or None.
+
+    Returns:
+        Output codes, float32.
+
+    Example:
+        >>> half, one = (Affine(jnp.float32(s), jnp.float32(0.0)) for s in (0.5, 1.0))
+        >>> rescale(jnp.array([[8.0, -8.0]]), half, jnp.float32(0.5), one, 1, lo=0.0).tolist()
+        [[2.0, 0.0]]
+    """
     multiplier = ratio(f32(x_q.scale) * f32(w_scale), out_q.scale)
     if multiplier.ndim:
         multiplier = along(multiplier, axis, acc.ndim)

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.graph import Graph, Literal, Op, Value
+from compressjax.quant import lattice
 from compressjax.quant.plan import Constant, Plan, Step
 
 # Bounds that LiteRT can fuse into the operation before: relu, relu6, relu_n1_to_1.
 FUSED_BOUNDS = frozenset({(0.0, None), (0.0, 6.0), (-1.0, 1.0)})
 # Scale and zero point that LiteRT's specification fixes.
 FIXED_GRIDS = {
-    "logistic": (1.0 / 256.0, -128),
-    "softmax": (1.0 / 256.0, -128),
-    "tanh": (1.0 / 128.0, 0),
+    "logistic": lattice.LOGISTIC_GRID,
+    "softmax": lattice.SOFTMAX_GRID,
+    "tanh": lattice.TANH_GRID,
 }
 
 

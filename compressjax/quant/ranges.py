@@ -1,0 +1,208 @@
+"""Ranges: how they are stored beside the variables, and how they become grids.
+
+A range is the two ends of the real values that a tensor takes. The collection `quant` holds one
+for each tensor that has its own; `Plan.ranges` says which tensors share it. Ends are widened where
+LiteRT could not run the grids they give (`feasible`), so that every stored range can be shipped.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from compressjax import tree
+from compressjax.quant.lattice import Affine
+from compressjax.quant.lattice.grid import ratio
+from compressjax.quant.plan import Plan
+
+Range = tuple[jax.Array, jax.Array]
+
+# XNNPACK's limits, with a margin for rounding: a contraction multiplies its sum by less than 2^8,
+# and an addition takes inputs whose scale over the output's is in [2^-10, 2^8).
+_LARGEST_MULTIPLIER = 2.0**7
+_LARGEST_RATIO = 2.0**7
+_SMALLEST_RATIO = 2.0**-9.5
+
+
+def grid_of(low: jax.Array, high: jax.Array) -> Affine:
+    """Makes the int8 grid of a range, as the LiteRT converters do (Jacob et al., 2018).
+
+    Zero is always representable. A range of nothing but zero gets the step 1/255.
+
+    Args:
+      low: smallest real value, [].
+      high: largest real value, [].
+
+    Returns:
+      The grid; no gradient passes.
+
+    Example:
+      >>> grid = grid_of(jnp.float32(0.0), jnp.float32(255.0))
+      >>> float(grid.scale), float(grid.zero_point)
+      (1.0, -128.0)
+    """
+    low = jnp.minimum(lax.stop_gradient(low).astype(jnp.float32), 0.0)
+    high = jnp.maximum(lax.stop_gradient(high).astype(jnp.float32), 0.0)
+    width = jnp.where(high > low, high - low, jnp.float32(1.0))
+    scale = ratio(width, jnp.float32(255.0))
+    zero_point = jnp.round(-128.0 - ratio(low, scale))
+    return Affine(scale, jnp.clip(zero_point, -128.0, 127.0))
+
+
+def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:
+    """Stretches a range about zero until its grid has at least a given scale.
+
+    Args:
+      ends: low and high, [].
+      scale: smallest scale wanted, [].
+
+    Returns:
+      The range; itself where its scale is large enough.
+
+    Example:
+      >>> [round(float(end), 2) for end in widened((jnp.array(-1.0), jnp.array(1.0)), 0.1)]
+      [-12.75, 12.75]
+    """
+    low, high = jnp.minimum(ends[0], 0.0), jnp.maximum(ends[1], 0.0)
+    factor = ratio(jnp.asarray(scale, jnp.float32), grid_of(low, high).scale)
+    empty = high <= low
+    grown = jnp.where(empty, scale * 255.0, high * factor)
+    wider = factor > 1.0
+    return jnp.where(wider, low * factor, ends[0]), jnp.where(wider, grown, ends[1])
+
+
+def feasible(
+    plan: Plan, ranges: Mapping[str, Range], reach: Mapping[str, jax.Array]
+) -> dict[str, Range]:
+    """Widens ranges until LiteRT's kernels take every step.
+
+    This happens where calibration saw a tensor that is (almost) always zero beside a large one.
+
+    Args:
+      plan: the plan.
+      ranges: the range of each name in `plan.observed`.
+      reach: the largest absolute weight of each contraction, by step name.
+
+    Returns:
+      The ranges, mostly unchanged.
+    """
+    found = dict(ranges)
+
+    def scale(tensor: str) -> jax.Array:
+        key = plan.ranges[tensor]
+        if key in plan.fixed:
+            return jnp.float32(plan.fixed[key][0])
+        return grid_of(*found[key]).scale
+
+    def raise_to(tensor: str, least: jax.Array) -> None:
+        key = plan.ranges[tensor]
+        if key in found:
+            found[key] = widened(found[key], least)
+
+    for step in plan.steps:
+        if step.name in reach:
+            multiplied = scale(step.inputs[0]) * reach[step.name] / 127.0
+            raise_to(step.name, multiplied / _LARGEST_MULTIPLIER)
+        elif step.kind in ("add", "sub"):
+            largest = jnp.stack([scale(name) for name in step.inputs]).max()
+            raise_to(step.name, largest / _LARGEST_RATIO)
+        elif step.kind == "mul" and len(step.inputs) == 2:
+            product = scale(step.inputs[0]) * scale(step.inputs[1])
+            raise_to(step.name, product / _LARGEST_MULTIPLIER)
+    for step in reversed(plan.steps):
+        if step.kind in ("add", "sub"):
+            for name in step.inputs:
+                raise_to(name, scale(step.name) * _SMALLEST_RATIO)
+    return found
+
+
+def stored(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Range]:
+    """Reads the ranges that a plan needs out of the collection `quant`.
+
+    Args:
+      plan: the plan.
+      variables: calibrated variables.
+
+    Returns:
+      The range of each name in `plan.observed`.
+
+    Raises:
+      ValueError: if there is no such collection, or ranges are missing from it.
+    """
+    if "quant" not in variables:
+        raise ValueError(
+            "the variables have no collection 'quant': calibrate first, as in "
+            "qv = q.calibrate(variables, batches)"
+        )
+    leaves = tree.paths(variables["quant"])
+    if missing := [name for name in plan.observed if f"{name}/low" not in leaves]:
+        raise ValueError(
+            f"the collection 'quant' has no range for {', '.join(missing[:4])}: it was calibrated "
+            "for another function; calibrate this one"
+        )
+    return {name: (leaves[f"{name}/low"], leaves[f"{name}/high"]) for name in plan.observed}
+
+
+def collection(ranges: Mapping[str, Range]) -> dict[str, Any]:
+    """Writes ranges as the collection `quant`.
+
+    Args:
+      ranges: low and high by name.
+
+    Returns:
+      Nested dictionaries of float32 scalars.
+
+    Example:
+      >>> collection({'params/Conv_0/kernel': (jnp.float32(0), jnp.float32(1))})['params'].keys()
+      dict_keys(['Conv_0'])
+    """
+    leaves = {}
+    for name, (low, high) in ranges.items():
+        leaves[f"{name}/low"] = jnp.asarray(low, jnp.float32)
+        leaves[f"{name}/high"] = jnp.asarray(high, jnp.float32)
+    return tree.from_paths(leaves)
+
+
+def check_finite(ranges: Mapping[str, Range]) -> None:
+    """Refuses ranges that no grid can be made of.
+
+    Args:
+      ranges: low and high by name, not traced.
+
+    Raises:
+      ValueError: for NaN, infinity, or a low end above the high end, naming the tensor.
+
+    Example:
+      >>> check_finite({'add_0': (float('nan'), 1.0)})
+      Traceback (most recent call last):
+      ...
+      ValueError: the range of 'add_0' is [nan, 1.0], expected finite numbers in order: ...
+    """
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(
+                f"the range of {name!r} is [{low}, {high}], expected finite numbers in order: look "
+                "for NaN or infinity in the batches or the variables"
+            )
+
+
+def grids(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Affine]:
+    """Gives every tensor of a plan its grid.
+
+    Args:
+      plan: the plan.
+      variables: calibrated variables.
+
+    Returns:
+      The grids by tensor name.
+
+    Raises:
+      ValueError: see `stored`.
+    """
+    by_range = {name: grid_of(*ends) for name, ends in stored(plan, variables).items()}
+    for name, (scale, zero_point) in plan.fixed.items():
+        by_range[name] = Affine(jnp.float32(scale), jnp.float32(zero_point))
+    return {tensor: by_range[key] for tensor, key in plan.ranges.items()}
