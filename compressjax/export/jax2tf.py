@@ -8,7 +8,6 @@ between them. TensorFlow is imported inside the functions: nothing else in the l
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -119,8 +118,7 @@ def _convert(
 
 @contextlib.contextmanager
 def _quiet_tensorflow() -> Iterator[ModuleType]:
-    """Imports TensorFlow with its start-up chatter off, and restores the logger afterwards."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Imports TensorFlow with its logger at errors, and restores the logger afterwards."""
     tf = require("tensorflow")
     logger = tf.get_logger()
     level = logger.level

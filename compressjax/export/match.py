@@ -30,6 +30,7 @@ _OPS = {
     "slice": "SLICE STRIDED_SLICE",
     "relu": "RELU RELU6 RELU_N1_TO_1",
 }
+_OPERAND = {"slice": "starts", "pad": "padding", "transpose": "permutation"}
 _VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())
 
 
@@ -115,7 +116,7 @@ class _Matcher:
     def _operation(self, index: int, operator: Any, op: str) -> None:
         output = int(operator.outputs[0])
         sources = [self.found.names[i][1] for i in operator.inputs if i in self.found.names]
-        step = self._step(op, sources, self.graph.tensors[output])
+        step = self._step(op, sources, operator)
         if step is not None:
             del self.free[step.name]
             self.found.names[output] = (step.name, step.name)
@@ -141,8 +142,9 @@ class _Matcher:
     def _is_int8(self, tensor: int) -> bool:
         return flatbuffer.dtype(self.graph.tensors[tensor]) == np.int8
 
-    def _step(self, op: str, sources: list[str], tensor: Any) -> FrozenStep | None:
-        """The unused step with the tensor's label, this operation, and these operands."""
+    def _step(self, op: str, sources: list[str], operator: Any) -> FrozenStep | None:
+        """The unused step with the output's label, this operation, and these operands."""
+        tensor = self.graph.tensors[operator.outputs[0]]
         quantization = tensor.quantization
         if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
             return None
@@ -159,8 +161,26 @@ class _Matcher:
         ]  # fmt: skip
         shape = tuple(int(size) for size in tensor.shape)
         order = list(self.steps)
-        steps.sort(key=lambda step: (step.out_shape != shape, order.index(step.name)))
+        steps.sort(
+            key=lambda step: (
+                step.out_shape != shape,
+                not self._agrees(step, operator),
+                order.index(step.name),
+            )
+        )
         return steps[0] if steps else None
+
+    def _agrees(self, step: FrozenStep, operator: Any) -> bool:
+        """Whether an operation has the attributes of a step: tells siblings on one grid apart."""
+        if step.kind in ("max_pool", "avg_pool"):
+            options = operator.builtinOptions
+            window = [options.filterHeight, options.filterWidth]
+            return window == list(step.params.get("window_dimensions", window))
+        if step.kind not in _OPERAND or len(operator.inputs) < 2:
+            return True
+        found = flatbuffer.constant(self.model, self.graph.tensors[operator.inputs[1]])
+        expected = step.params.get(_OPERAND[step.kind])
+        return found is None or expected is None or np.array_equal(found, expected)
 
     def _root(self, name: str) -> str:
         """The value that a chain of foldable steps starts from."""

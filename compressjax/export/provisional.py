@@ -40,6 +40,9 @@ def label(plan: Frozen) -> Frozen:
         ValueError: the operands of a step that must share one scale do not, or a step with a
             fixed scale has another.
     """
+    for name in plan.outputs:
+        if plan.outputs.count(name) > 1:
+            raise ValueError(f"the model returns {name!r} twice; return each value once")
     scales = _labels(plan)
     points = {name: point for name, (_, point) in plan.quantization().items()}
     steps = []

@@ -303,3 +303,70 @@ def test_bad_arguments():
 def test_unsupported_operation_names_the_converter():
     with pytest.raises(ValueError, match="litert-converter refused"):
         tflite(lambda v, x: jnp.linalg.eigh(x)[0], {}, jnp.eye(3), via="litert")
+
+
+def test_siblings_on_one_grid_keep_their_names():
+    """Two slices of one value differ in nothing but where they start."""
+
+    def halves(b, x):
+        def part(start):
+            def apply(a):
+                return jax.lax.slice(a, (0, 0, 0, start), (1, 8, 8, start + 4))
+
+            return b.step("slice", [x], apply, grid=b.grid(x), starts=(0, 0, 0, start))
+
+        first, second = part(4), part(0)
+        return b.add(b.logistic(second), b.tanh(first))
+
+    plan = _small(halves)
+    model = plans.Model(plan)
+    data = tflite(model, {}, *model.example(), via="litert")
+    assert data == tflite(model, {}, *model.example(), via="jax2tf")
+    probe, names = with_all_tensors(data)
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    codes = dict(zip(names, next(iter(Session(probe).slices([x]))), strict=True))
+    np.testing.assert_array_equal(codes["slice_0"], codes["conv_0"][..., 4:])
+    np.testing.assert_array_equal(codes["slice_1"], codes["conv_0"][..., :4])
+
+
+def test_two_pools_on_one_grid_keep_their_names():
+    def both(b, x):
+        def pool(size):
+            def apply(a):
+                window, strides = (1, size, size, 1), (1, 2, 2, 1)
+                return jax.lax.reduce_window(a, -jnp.inf, jax.lax.max, window, strides, "SAME")
+
+            window = (size, size)
+            return b.step("max_pool", [x], apply, grid=b.grid(x), window_dimensions=window)
+
+        large, small = pool(5), pool(2)
+        return b.add(b.conv(small, 8), large)
+
+    model = plans.Model(_small(both))
+    probe, names = with_all_tensors(tflite(model, {}, *model.example(), via="litert"))
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    codes = dict(zip(names, next(iter(Session(probe).slices([x]))), strict=True))
+    blocks = codes["conv_0"].reshape(1, 4, 2, 4, 2, 8).max((2, 4))
+    np.testing.assert_array_equal(codes["max_pool_1"], blocks)
+    assert (codes["max_pool_0"] >= blocks).all() and (codes["max_pool_0"] > blocks).any()
+
+
+def test_a_value_returned_twice():
+    b = plans.Builder()
+    x = b.conv(b.input(1, 8, 8, 3), 4)
+    model = plans.Model(b.plan([x, x]))
+    with pytest.raises(ValueError, match="returns 'conv_0' twice"):
+        tflite(model, {}, *model.example(), via="litert")
+
+
+def test_several_int8_outputs():
+    b = plans.Builder()
+    x = b.conv(b.input(1, 8, 8, 3), 4, act=plans.relu)
+    plan = b.plan([b.dense(b.mean(x), 5), x])
+    model, image = plans.Model(plan), np.ones((1, 8, 8, 3), np.float32)
+    float_io, int8_io = (
+        run(tflite(model, {}, image, via="litert", int8_io=flag), image) for flag in (False, True)
+    )
+    assert [y.shape for y in float_io] == [(1, 5), (1, 8, 8, 4)]
+    for ours, theirs in zip(float_io, int8_io, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
