@@ -46,7 +46,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
     graph = reorder(graph)
     kept = _kept_positions(graph, keep)
     constants = {
-        value: take(array, kept[value])
+        value: take(array if isinstance(array, jax.core.Tracer) else np.asarray(array), kept[value])
         for value, array in graph.constants.items()
         if not _whole(kept[value])
     }

@@ -82,6 +82,11 @@ def shrink(
     al., "Pruning Filters for Efficient ConvNets" (2017); cutting coupled layers together, that of
     Fang et al., "DepGraph: Towards Any Structural Pruning" (2023).
 
+    All outputs of `fn` keep their shapes, so give the function for inference: one that also returns
+    new running statistics would hold every width. `transform` then cuts the training function.
+    Derivatives are those of what `fn` computes: a `jax.custom_vjp` is opened, since its rule knows
+    only the full shapes.
+
     Args:
       fn: a pure function, called as `fn(variables, *args)`; from any framework.
       variables: pytree of arrays.

@@ -326,6 +326,18 @@ def test_gradients_and_vmap_and_jit_agree():
     np.testing.assert_allclose(eager, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_prepared_inside_one_jit_serves_another():
+    constant = jnp.arange(8.0)[None]
+    fn = lambda v, x: (x @ v["a"] * constant) @ v["b"]  # noqa: E731
+    variables = {"a": np.ones((3, 8), np.float32), "b": np.ones((8, 2), np.float32)}
+    shrunk = slimming.shrink(fn, variables, np.ones((1, 3), np.float32), round_to=1)
+    x = np.ones((2, 3), np.float32)
+    first = jax.jit(lambda v, x: shrunk.apply(v, x))(shrunk.variables, x)
+    second = jax.jit(lambda v, x: shrunk.apply(v, x) + 0)(shrunk.variables, x)
+    for found in (first, second, shrunk.apply(shrunk.variables, x)):
+        np.testing.assert_allclose(found, 3.0 * sum(shrunk.kept["a"]) * np.ones((2, 2)))
+
+
 def test_batch_and_image_sizes_are_free():
     fn, variables = linen(dense_blocks)
     example = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
@@ -448,6 +460,20 @@ def test_dropout_draws_what_the_whole_network_draws():
     assert widths(check(fn, variables, x)) == {"Dense_0": "8/16"}
 
 
+def test_a_function_that_returns_its_statistics_holds_their_widths():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = norm(True)(nn.Conv(8, (3, 3), name="normed")(x))
+            return head(nn.Conv(6, (1, 1), name="plain")(x))
+
+    variables = draw(jax.eval_shape(Network().init, jax.random.key(0), IMAGE))
+    train = lambda v, x: Network().apply(v, x, mutable=["batch_stats"])  # noqa: E731
+    shrunk = slimming.shrink(train, variables, IMAGE, round_to=1)
+    assert widths(shrunk) == {"plain": "3/6"}
+    assert "output" in shrunk.report.frozen["params/normed/kernel[3]"]
+
+
 def test_half_precision_variables():
     fn, variables = linen(plain)
     shrunk = slimming.shrink(fn, variables, IMAGE)
@@ -553,6 +579,12 @@ class TestErrors:
             ValueError, match=r"does not allow the cut of a\[1\], b\[0\]: reduce_max"
         ):
             other(shrunk.variables, self.x)
+
+    def test_variables_that_the_function_does_not_take(self):
+        broken = {**self.variables, "b": np.ones((7, 2), np.float32)}
+        with pytest.raises(TypeError, match="contracting dimensions") as raised:
+            slimming.shrink(self.fn, broken, self.x)
+        assert "check that the variables fit it" in "".join(raised.value.__notes__)
 
     def test_output_that_is_no_array(self):
         with pytest.raises(TypeError, match="not a valid JAX type"):
