@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.export._require import require
-from compressjax.export.provisional import evaluate
+from compressjax.export.provisional import compute, evaluate
 from compressjax.quant.frozen import Frozen, FrozenStep
 
 SIGNATURE = "serving_default"
@@ -71,7 +71,7 @@ def convert_plan(plan: Frozen) -> bytes:
             constants = [codes.dequantize() for codes in step.constants]
 
             def segment(*arrays: jax.Array) -> jax.Array:
-                return step.apply(*arrays, *constants)
+                return compute(step, arrays, constants)
 
             return jax2tf.convert(segment, with_gradient=False)(*values)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.export._require import require
-from compressjax.export.provisional import evaluate
+from compressjax.export.provisional import compute, evaluate
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
 SIGNATURE = "serving_default"
@@ -53,7 +53,7 @@ def convert_plan(plan: Frozen) -> bytes:
     """
 
     def run(step: FrozenStep, values: Sequence[jax.Array]) -> jax.Array:
-        return step.apply(*values, *(_constant(codes) for codes in step.constants))
+        return compute(step, values, [_constant(codes) for codes in step.constants])
 
     def whole(*inputs: jax.Array) -> list[jax.Array]:
         return evaluate(plan, inputs, _quantize, run)

@@ -9,6 +9,7 @@ here. What is not seen through is an error that names the operation or the step.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -172,14 +173,15 @@ class _Matcher:
 
     def _agrees(self, step: FrozenStep, operator: Any) -> bool:
         """Whether an operation has the attributes of a step: tells siblings on one grid apart."""
+        params: Mapping[str, Any] = step.params
         if step.kind in ("max_pool", "avg_pool"):
             options = operator.builtinOptions
             window = [options.filterHeight, options.filterWidth]
-            return window == list(step.params.get("window_dimensions", window))
+            return window == list(params.get("window_dimensions", window))
         if step.kind not in _OPERAND or len(operator.inputs) < 2:
             return True
         found = flatbuffer.constant(self.model, self.graph.tensors[operator.inputs[1]])
-        expected = step.params.get(_OPERAND[step.kind])
+        expected = params.get(_OPERAND[step.kind])
         return found is None or expected is None or np.array_equal(found, expected)
 
     def _root(self, name: str) -> str:

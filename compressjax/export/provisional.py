@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
@@ -82,6 +83,26 @@ def evaluate(
         result = run(step, [values[name] for name in step.inputs])
         values[step.name] = quantize(result, step.scale, step.zero_point)
     return [values[name] for name in plan.outputs]
+
+
+def compute(
+    step: FrozenStep, values: Sequence[jax.Array], constants: Sequence[jax.typing.ArrayLike]
+) -> jax.Array:
+    """Computes a step on real values, in a form that both converters take.
+
+    Args:
+        step: the step.
+        values: its inputs.
+        constants: its dequantized constants.
+
+    Returns:
+        The output. A dense step of rank above 2 is computed on rows: of unit dimensions the
+        converters would make a BATCH_MATMUL of the wrong rank.
+    """
+    if step.kind != "dense" or values[0].ndim <= 2:
+        return step.apply(*values, *constants)
+    rows = values[0].reshape(-1, values[0].shape[-1])
+    return step.apply(rows, *constants).reshape(step.out_shape)
 
 
 def folds(plan: Frozen, step: FrozenStep) -> bool:

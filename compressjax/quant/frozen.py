@@ -60,7 +60,7 @@ class FrozenStep:
         kind: what the step computes: `conv`, `depthwise_conv`, `dense`, `add`, `mean`, ...
         inputs: names of earlier steps or of the plan's inputs.
         apply: float semantics `apply(*inputs, *constants)` on real values, with the bias and the
-            fused activation; pure jax.numpy.
+            fused activation; pure jax.numpy. That of a `dense` step takes any rank.
         constants: weight and then bias (int32 codes at `s_in * s_w`), or a constant operand.
         scale: output scale, exactly representable in float32.
         zero_point: output zero point.

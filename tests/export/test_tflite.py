@@ -75,6 +75,11 @@ CASES = {
         lambda b, x: b.dense(b.reshape(x, 1, 64, 8), 10),
         ["RESHAPE", "FULLY_CONNECTED"],
     ),
+    "dense of unit dimensions": (
+        lambda b, x: b.dense(b.mean(x, True), 10),
+        ["MEAN", "FULLY_CONNECTED"],
+    ),
+    "dense of rank 4": (lambda b, x: b.dense(x, 10), ["FULLY_CONNECTED"]),
     "tiny dense": (
         lambda b, x: b.dense(b.dense(b.dense(b.mean(x), 2), 2), 1),
         ["MEAN"] + 3 * ["FULLY_CONNECTED"],
