@@ -1,0 +1,154 @@
+"""`shrink` equals the whole network with cut channels' readers zeroed, on every topology."""
+
+import flax.linen as nn
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import strategies as st
+
+import compressjax.models as models
+from compressjax import slimming, tree
+from compressjax.nnx import from_nnx
+from tests.support.reference import check, draw, positions, widths, zeroed
+from tests.support.topologies import IMAGE, TOKENS, TOPOLOGIES, linen, norm
+
+
+@pytest.mark.parametrize("body", TOPOLOGIES, ids=lambda body: body.__name__)
+def test_equals_the_network_with_cut_channels_zeroed(body):
+    fn, variables = linen(body)
+    shrunk = check(fn, variables, IMAGE)
+    assert widths(shrunk) == TOPOLOGIES[body]
+    assert tree.size(shrunk.variables) < 0.75 * tree.size(variables)
+    assert jax.tree.structure(shrunk.variables) == jax.tree.structure(variables)
+
+
+def transformer(x):
+    y = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=32, name="att")(nn.LayerNorm()(x))
+    x = x + y
+    x = x + nn.Dense(16, name="down")(nn.gelu(nn.Dense(24, name="up")(nn.LayerNorm()(x))))
+    return nn.Dense(4, name="head")(x[:, 0])
+
+
+def test_attention_cuts_heads_and_widths_and_keeps_what_layer_norm_reads():
+    fn, variables = linen(transformer, TOKENS)
+    inputs = {
+        "params/att/out/kernel": (0, 1),
+        "params/att/query/kernel": (2,),
+        "params/att/query/bias": (1,),
+        "params/att/key/kernel": (),
+        "params/att/value/kernel": (),
+    }
+    shrunk = check(fn, variables, TOKENS, inputs=inputs)
+    assert widths(shrunk) == {
+        "att/query": "2/4",
+        "att/query/kernel#1": "4/8",
+        "att/value": "4/8",
+        "up": "12/24",
+    }
+    assert shrunk.variables["params"]["att"]["out"]["kernel"].shape == (2, 4, 16)
+    assert "reduce_sum goes over" in shrunk.report.frozen["params/down/kernel[1]"]
+
+
+def test_fused_projection_is_cut_inside_heads():
+    def body(x):
+        q, k, v = jnp.moveaxis(nn.Dense(3 * 2 * 8, name="qkv")(x).reshape(2, 5, 3, 2, 8), 2, 0)
+        weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(2, 5, 16)
+        return nn.Dense(4, name="out")(y)
+
+    fn, variables = linen(body, TOKENS)
+    shrunk = slimming.shrink(fn, variables, TOKENS, round_to=1)
+    assert widths(shrunk) == {"qkv": "4/8"}
+    left = positions(fn, variables, shrunk.kept, TOKENS)
+    whole = zeroed(variables, left, {"params/qkv/kernel": (1,), "params/qkv/bias": (0,)})
+    np.testing.assert_allclose(
+        shrunk.apply(shrunk.variables, TOKENS), fn(whole, TOKENS), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("model", ["ResNet8", "MobileNetV2", "SmallCNN", "MLP"])
+def test_models_of_the_zoo(model):
+    module = {
+        "ResNet8": models.ResNet8(num_classes=4, widths=(8, 16, 16)),
+        "MobileNetV2": models.MobileNetV2(num_classes=4, multiplier=0.35),
+        "SmallCNN": models.SmallCNN(num_classes=4, widths=(8, 16, 16)),
+        "MLP": models.MLP(num_classes=4, widths=(32, 16)),
+    }[model]
+    x = np.random.default_rng(3).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    variables = draw(jax.eval_shape(module.init, jax.random.key(0), x))
+    shrunk = check(module.apply, variables, x, round_to=8, ratio=0.4)
+    assert all(int(width.split("/")[0]) % 8 == 0 for width in widths(shrunk).values())
+    assert any(new < old for new, old in (map(int, w.split("/")) for w in widths(shrunk).values()))
+
+
+def test_nnx_module():
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+            self.head = nnx.Linear(8, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    module = nnx.eval_shape(lambda: Block(nnx.Rngs(0)))
+    module.eval()
+    fn, variables = from_nnx(module)
+    shrunk = check(fn, draw(variables), IMAGE)
+    assert widths(shrunk) == {"conv": "4/8"}
+    assert shrunk.variables["batch_stats"]["norm"]["mean"].shape == (4,)
+
+
+STEPS = ("conv", "depthwise", "grouped", "residual", "dense_block", "gate", "excite", "shuffle",
+         "pool", "twice", "flip")  # fmt: skip
+
+
+def apply_step(step, x):
+    features = x.shape[-1]
+    if step == "conv":
+        return nn.relu(norm()(nn.Conv(12, (3, 3))(x)))
+    if step == "depthwise":
+        return nn.relu6(nn.Conv(2 * features, (3, 3), feature_group_count=features)(x))
+    if step == "grouped":
+        return nn.tanh(nn.Conv(8, (3, 3), feature_group_count=2)(nn.Conv(8, (1, 1))(x)))
+    if step == "residual":
+        return nn.relu(x + nn.Conv(features, (3, 3))(nn.sigmoid(nn.Conv(6, (1, 1))(x))))
+    if step == "dense_block":
+        return jnp.concatenate([x, nn.relu(nn.Conv(4, (3, 3))(norm()(x)))], axis=-1)
+    if step == "gate":
+        return nn.glu(nn.Conv(16, (1, 1))(x))
+    if step == "excite":
+        gate = nn.Dense(features)(nn.relu(nn.Dense(4)(x.mean((1, 2)))))
+        return x * nn.sigmoid(gate)[:, None, None]
+    if step == "shuffle":
+        x = nn.relu(nn.Conv(8, (1, 1))(x))
+        left, right = jnp.split(x, 2, axis=-1)
+        x = jnp.concatenate([left, nn.Conv(4, (3, 3))(right)], axis=-1)
+        return x.reshape(*x.shape[:3], 4, 2).transpose(0, 1, 2, 4, 3).reshape(x.shape)
+    if step == "pool":
+        return nn.max_pool(x, (2, 2), strides=(1, 1), padding="SAME")
+    if step == "twice":
+        return jnp.concatenate([x, -x], axis=-1)
+    return x[..., ::-1] + x
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(
+    steps=st.lists(st.sampled_from(STEPS), min_size=2, max_size=6),
+    flatten=st.booleans(),
+    ratio=st.sampled_from([0.3, 0.5, 0.8]),
+)
+def test_networks_drawn_at_random(steps, flatten, ratio):
+    def body(x):
+        x = nn.Conv(8, (3, 3))(x)
+        for step in steps:
+            x = apply_step(step, x)
+        x = nn.relu(nn.Conv(6, (1, 1))(x))
+        return nn.Dense(4)(x.reshape(x.shape[0], -1) if flatten else x.mean((1, 2)))
+
+    x = IMAGE[:, :5, :5]
+    fn, variables = linen(body, x)
+    assert check(fn, variables, x, ratio=ratio).kept
