@@ -1,0 +1,380 @@
+"""Which steps a function becomes, which tensors share a range, and what is refused by name."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from compressjax.graph import trace
+from compressjax.quant.placement import place
+
+IMAGE = (2, 8, 8, 4)
+
+
+def plan_of(fn, *shapes, variables=None):
+    args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes or (IMAGE,)]
+    return place(trace(fn, variables or {}, *args, keep_custom=False))
+
+
+def linen(body, shape=IMAGE):
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return body(x)
+
+    x = jax.ShapeDtypeStruct(shape, "float32")
+    variables = jax.eval_shape(Network().init, jax.random.key(0), x)
+    return plan_of(Network().apply, shape, variables=variables)
+
+
+def kinds(plan):
+    return [step.kind for step in plan.steps]
+
+
+def find(plan, kind):
+    (step,) = [step for step in plan.steps if step.kind == kind]
+    return step
+
+
+def bounds(plan):
+    return [(step.kind, step.lo, step.hi) for step in plan.steps]
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv(6, (3, 3)), ["conv"]),
+        (nn.Conv(6, (3, 3), padding="VALID"), ["conv"]),
+        (nn.Conv(6, (3, 3), padding=((1, 1), (1, 1))), ["conv"]),
+        (nn.Conv(6, (3, 3), strides=2), ["conv"]),
+        (nn.Conv(6, (3, 3), strides=2, padding=((1, 1), (1, 1))), ["pad", "conv"]),
+        (nn.Conv(6, (3, 3), padding=((2, 0), (0, 2))), ["pad", "conv"]),
+        (nn.Conv(6, (3, 3), kernel_dilation=2), ["conv"]),
+        (nn.Conv(8, (3, 3), feature_group_count=2), ["conv"]),
+        (nn.Conv(8, (3, 3), feature_group_count=4), ["depthwise_conv"]),
+        (nn.Dense(6), ["dense"]),
+        (nn.DenseGeneral((2, 3)), ["dense", "reshape", "add"]),
+        (nn.DenseGeneral((2, 3), use_bias=False), ["dense", "reshape"]),
+        (nn.DenseGeneral(6, axis=(-2, -1)), ["reshape", "dense"]),
+        (nn.DenseGeneral(6, axis=(1, 2, 3)), ["reshape", "dense"]),
+    ],
+)
+def test_contractions(layer, expected):
+    x = jax.ShapeDtypeStruct(IMAGE, "float32")
+    out, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), x)
+    plan = plan_of(layer.apply, variables=variables)
+    assert kinds(plan) == expected
+    contraction = next(s for s in plan.steps if s.kind in ("conv", "depthwise_conv", "dense"))
+    assert contraction.name.endswith("kernel")
+    assert plan.steps[-1].shape == out.shape
+
+
+def test_the_parameters_of_a_convolution():
+    plan = linen(lambda x: nn.Conv(8, (3, 3), strides=(2, 1), kernel_dilation=(1, 2),
+                                   feature_group_count=2)(x))  # fmt: skip
+    assert dict(find(plan, "conv").params) == {
+        "window_strides": (2, 1),
+        "padding": "SAME",
+        "rhs_dilation": (1, 2),
+        "feature_group_count": 2,
+    }
+
+
+def test_an_explicit_padding_shares_the_range_of_its_input():
+    plan = linen(lambda x: nn.Conv(6, (3, 3), strides=2, padding=((1, 1), (1, 1)))(x))
+    pad = find(plan, "pad")
+    assert plan.ranges[pad.name] == "input_0"
+    assert pad.params["padding"] == ((0, 0), (1, 1), (1, 1), (0, 0)) and not pad.params["lowest"]
+
+
+@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (2, "conv"), (4, "depthwise_conv")])
+def test_channels_first_convolutions_are_transposed_around(groups, kind):
+    def fn(v, x):
+        numbers = ("NCHW", "OIHW", "NCHW")
+        y = lax.conv_general_dilated(
+            x, v["w"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
+        return jax.nn.relu(y + v["b"][None, :, None, None])
+
+    variables = {"w": np.ones((8, 4 // groups, 3, 3), "f"), "b": np.ones(8, "f")}
+    plan = plan_of(fn, (2, 4, 8, 8), variables=variables)
+    assert bounds(plan) == [("transpose", None, None), (kind, 0.0, None), ("transpose", None, None)]
+    assert plan.steps[0].params["permutation"] == (0, 2, 3, 1)
+    assert plan.steps[-1].params["permutation"] == (0, 3, 1, 2)
+    assert plan.steps[-1].shape == (2, 8, 8, 8)
+
+
+def test_bias_batch_norm_and_activation_belong_to_the_kernel():
+    plan = linen(lambda x: nn.relu6(nn.BatchNorm(use_running_average=True)(nn.Conv(6, (3, 3))(x))))
+    (step,) = plan.steps
+    assert (step.kind, step.lo, step.hi) == ("conv", 0.0, 6.0)
+    assert [op.kind for op, _ in step.constant.chain] == ["add", "sub", "mul", "add"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (nn.relu, (0.0, None)),
+        (nn.relu6, (0.0, 6.0)),
+        (lambda x: jnp.maximum(x, 0), (0.0, None)),
+        (lambda x: jnp.maximum(0.0, x), (0.0, None)),
+        (lambda x: jnp.clip(x, 0, 6), (0.0, 6.0)),
+        (lambda x: jnp.clip(x, -1, 1), (-1.0, 1.0)),
+        (lambda x: jnp.maximum(jnp.minimum(x, 6.0), 0.0), (0.0, 6.0)),
+        (lambda x: lax.clamp(-1.0, x, 1.0), (-1.0, 1.0)),
+        (lambda x: jnp.minimum(nn.relu(x), 6.0), (0.0, 6.0)),
+        (lambda x: nn.relu(nn.relu(x)), (0.0, None)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["conv", "dense", "add", "mul"])
+def test_activations_are_fused(kind, activation, expected):
+    layers = {
+        "conv": lambda x: nn.Conv(4, (1, 1))(x),
+        "dense": lambda x: nn.Dense(4)(x),
+        "add": lambda x: x + x[:, ::-1],
+        "mul": lambda x: x * x,
+    }
+    if kind == "add":
+        plan = plan_of(lambda v, x, y: activation(x + y), IMAGE, IMAGE)
+    else:
+        plan = linen(lambda x: activation(layers[kind](x)))
+    assert bounds(plan) == [(kind, *expected)]
+
+
+def test_an_activation_is_not_fused_where_its_input_is_read_twice():
+    def body(x):
+        y = nn.Conv(4, (1, 1))(x)
+        return nn.relu(y) + y
+
+    plan = linen(body)
+    assert bounds(plan) == [("conv", None, None), ("relu", 0.0, None), ("add", None, None)]
+    assert plan.ranges[plan.steps[1].name] == plan.steps[0].name
+
+
+def test_an_activation_of_a_returned_value_is_not_fused():
+    plan = linen(lambda x: (lambda y: (y, nn.relu(y)))(nn.Conv(4, (1, 1))(x)))
+    assert kinds(plan) == ["conv", "relu"]
+    assert list(plan.outputs) == [step.name for step in plan.steps]
+
+
+def test_elementwise_of_two_tensors():
+    plan = plan_of(lambda v, x, y: (x + y) * (x - y), IMAGE, IMAGE)
+    assert kinds(plan) == ["add", "sub", "mul"]
+    assert plan.steps[2].inputs == (plan.steps[0].name, plan.steps[1].name)
+    assert plan.observed == ("input_0", "input_1", *(step.name for step in plan.steps))
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind", "constant"),
+    [
+        (lambda v, x: x + 2.0, "add", 2.0),
+        (lambda v, x: 2.0 + x, "add", 2.0),
+        (lambda v, x: x - 2.0, "add", -2.0),
+        (lambda v, x: x * 2.0, "mul", 2.0),
+        (lambda v, x: x / 4.0, "mul", 0.25),
+        (lambda v, x: x * v["c"][None, None, None], "mul", [1.0, 2.0, 3.0, 4.0]),
+        (lambda v, x: x - v["c"][None, None, None], "add", [-1.0, -2.0, -3.0, -4.0]),
+    ],
+)
+def test_elementwise_with_a_constant(fn, kind, constant):
+    from compressjax.quant import steps
+
+    variables = {"c": jnp.arange(1.0, 5.0)}
+    plan = plan_of(fn, variables=variables)
+    (step,) = plan.steps
+    assert (step.kind, step.inputs) == (kind, ("input_0",))
+    value = steps.operands(plan, variables)[step.name].value
+    np.testing.assert_allclose(
+        np.broadcast_to(value, (2, 8, 8, 4))[0, 0, 0], np.resize(constant, 4)
+    )
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("axes", [(1, 2), (1,), (3,), (1, 2, 3)])
+def test_means(axes, keepdims):
+    plan = plan_of(lambda v, x: x.mean(axes, keepdims=keepdims))
+    (step,) = plan.steps
+    assert dict(step.params) == {"axes": axes, "keepdims": keepdims}
+    assert step.shape == np.zeros(IMAGE).mean(axes, keepdims=keepdims).shape
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (lambda x: nn.max_pool(x, (2, 2), (2, 2)), [("max_pool", "VALID")]),
+        (lambda x: nn.max_pool(x, (3, 3), (2, 2), "SAME"), [("max_pool", "SAME")]),
+        (
+            lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),
+            [("pad", None), ("max_pool", "VALID")],
+        ),
+        (lambda x: nn.avg_pool(x, (2, 2), (2, 2)), [("avg_pool", "VALID")]),
+        (lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME"), [("pad", None), ("avg_pool", "VALID")]),
+        (
+            lambda x: nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False),
+            [("avg_pool", "SAME")],
+        ),
+    ],
+)
+def test_pools_share_the_range_of_their_input(pool, expected):
+    plan = plan_of(lambda v, x: pool(x))
+    found = [
+        (step.kind, None if step.kind == "pad" else step.params["padding"]) for step in plan.steps
+    ]
+    assert found == expected
+    assert plan.observed == ("input_0",)
+    for step in plan.steps:
+        if step.kind == "pad":
+            assert step.params["lowest"] == (expected[-1][0] == "max_pool")
+
+
+def test_moves_share_the_range_of_their_input():
+    def fn(v, x):
+        left, right = jnp.split(x, 2, axis=-1)
+        y = jnp.transpose(right, (0, 2, 1, 3))[:, ::2, 1:5, None]
+        z = jnp.pad(left.reshape(2, 4, 16, 2), ((0, 0), (1, 0), (0, 0), (0, 0)))
+        return y.squeeze(3), z
+
+    plan = plan_of(fn)
+    assert set(kinds(plan)) == {"slice", "transpose", "reshape", "pad"}
+    assert plan.observed == ("input_0",)
+    shapes = {step.name: step.shape for step in plan.steps}
+    assert [shapes[name] for name in plan.outputs] == [(2, 4, 4, 2), (2, 5, 16, 2)]
+
+
+def test_split_becomes_one_slice_for_each_part():
+    plan = plan_of(lambda v, x: tuple(jnp.split(x, [1, 3], axis=3)))
+    found = [(step.params["starts"][3], step.params["limits"][3]) for step in plan.steps]
+    assert found == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_concatenated_tensors_share_one_range():
+    def body(x):
+        return jnp.concatenate([nn.Conv(2, (1, 1))(x), x, nn.max_pool(x, (1, 1))], -1)
+
+    plan = linen(body)
+    assert len(set(plan.ranges.values())) == 1 and len(plan.observed) == 1
+
+
+def test_a_fixed_grid_is_stored_anew_before_concatenation():
+    plan = plan_of(lambda v, x: jnp.concatenate([jax.nn.sigmoid(x), x, jnp.tanh(x)], -1))
+    assert kinds(plan) == ["logistic", "tanh", "requantize", "requantize", "concatenate"]
+    joined = plan.steps[-1]
+    assert {plan.ranges[name] for name in joined.inputs} == {plan.ranges[joined.name]}
+    assert dict(plan.fixed) == {"logistic_0": (1 / 256, -128), "tanh_0": (1 / 128, 0)}
+    assert plan.ranges["logistic_0"] == "logistic_0" and len(plan.observed) == 1
+
+
+def test_a_move_of_a_fixed_grid_keeps_it():
+    plan = plan_of(lambda v, x: nn.max_pool(jax.nn.sigmoid(x), (2, 2)).reshape(2, -1))
+    assert set(plan.ranges.values()) == {"input_0", "logistic_0"}
+    assert plan.ranges[plan.outputs[0]] == "logistic_0"
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (jax.nn.sigmoid, ["logistic"]),
+        (jnp.tanh, ["tanh"]),
+        (jax.nn.softmax, ["softmax"]),
+        (jax.nn.silu, ["logistic", "mul"]),
+    ],
+)
+def test_tables(fn, expected):
+    plan = plan_of(lambda v, x: fn(x))
+    assert kinds(plan) == expected
+    assert plan.steps[0].name in plan.fixed
+
+
+def test_hard_swish_is_made_of_a_clamp_and_two_products():
+    plan = plan_of(lambda v, x: x * jax.nn.relu6(x + 3.0) / 6.0)
+    assert bounds(plan)[0] == ("add", 0.0, 6.0)
+    assert kinds(plan) == ["add", "mul", "mul"]
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_squeeze_and_excite_broadcasts_in_the_product(keepdims):
+    def body(x):
+        gate = nn.sigmoid(nn.Dense(4)(x.mean((1, 2), keepdims=keepdims)))
+        return x * (gate if keepdims else gate[:, None, None])
+
+    plan = linen(body)
+    assert kinds(plan) == ["mean", "dense", "logistic", *["reshape"] * (not keepdims), "mul"]
+    shapes = {step.name: step.shape for step in plan.steps}
+    assert shapes[plan.steps[-1].inputs[1]] == (2, 1, 1, 4)
+
+
+def test_casts_and_stop_gradient_are_no_steps():
+    plan = plan_of(lambda v, x: lax.stop_gradient(x.astype(jnp.bfloat16)).astype("float32") * 2.0)
+    assert kinds(plan) == ["mul"]
+
+
+def test_an_input_may_be_returned():
+    plan = plan_of(lambda v, x: x)
+    assert plan.steps == () and plan.outputs == ("input_0",)
+
+
+def test_names_are_unique():
+    plan = linen(lambda x: nn.relu(nn.Conv(4, (3, 3), strides=2, padding=1)(x)).mean((1, 2)))
+    assert len({step.name for step in plan.steps}) == len(plan.steps)
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda v, x: jnp.cumsum(x, -1), r"'cumsum_0' \(cumsum"),
+        (lambda v, x: jnp.sort(x), r"\(sort"),
+        (lambda v, x: jnp.sin(x), r"'sin_0' \(sin, output shape \(2, 8, 8, 4\)\).*Rewrite it"),
+        (lambda v, x: x.sum((1, 2)), "a sum is int8 only as a mean"),
+        (lambda v, x: x.mean((1, 2)) * 0 + x.sum((1, 2)) / 7.0, "number of its terms"),
+        (lambda v, x: x.max(-1), "a maximum is int8 only inside a softmax"),
+        (lambda v, x: jax.nn.softmax(x, axis=1), "over the last axis"),
+        (lambda v, x: jnp.maximum(x, 0.5), "clamps only as relu"),
+        (lambda v, x: jnp.minimum(x, 1.0), "clamps only as relu"),
+        (lambda v, x: 1.0 / (x + 2.0), "constant over or minus a tensor"),
+        (lambda v, x: 1.0 - x, "constant over or minus a tensor"),
+        (lambda v, x: x / (x + 2.0), "divides by a value that depends on an input"),
+        (lambda v, x: jnp.einsum("bhwc,bhvc->bhwv", x, x), "only an input times a kernel"),
+        (lambda v, x: jnp.einsum("bhwc,hd->bwcd", x, jnp.ones((8, 3))), "last axes"),
+        (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),
+        (lambda v, x: jnp.concatenate([x, jnp.ones(IMAGE)]), "a constant that LiteRT cannot take"),
+        (lambda v, x: jnp.repeat(x.mean(-1)[..., None], 3, -1), "does not broadcast|no int8"),
+        (lambda v, x: nn.max_pool(x[..., 0], (2,)), "height and width"),
+        (
+            lambda v, x: lax.conv_general_dilated(
+                x, jnp.ones((2, 2, 4, 3)), (1, 1), "SAME", lhs_dilation=(2, 2),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            ),
+            "transposed",
+        ),
+        (
+            lambda v, x: lax.conv_general_dilated(
+                x, x[:3, :3, :4, :3], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            "kernel depends on an input",
+        ),
+        (
+            lambda v, x: lax.conv_general_dilated(
+                x[:, 0], jnp.ones((2, 4, 3)), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+            ),
+            "1 spatial dimensions",
+        ),
+        (lambda v, x: x.argmax(-1), "argmax|dtype int32"),
+        (lambda v, x: (x * 2.0, jnp.ones(3)), "output 1 does not depend on an input"),
+    ],
+)  # fmt: skip
+def test_what_litert_cannot_run_in_int8_is_refused_by_name(fn, message):
+    shape = (4, 8, 8, 4) if "kernel depends" in message else IMAGE
+    with pytest.raises(ValueError, match=message):
+        plan_of(fn, shape)
+
+
+def test_int_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"input_1 has dtype int32.*float inputs"):
+        place(trace(lambda v, x, y: x, {}, jnp.ones(2), jnp.ones(2, "int32"), keep_custom=False))
+
+
+def test_int_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"output 0 has dtype int32, expected a float output"):
+        place(trace(lambda v, x: jnp.ones(2, "int32"), {}, jnp.ones(2), keep_custom=False))
