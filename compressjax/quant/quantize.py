@@ -276,9 +276,6 @@ def _freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
     frozen = []
     for step in plan.steps:
         grid = grids[step.name]
-        params = {key: step.params[key] for key in ("axes", "keepdims") if key in step.params}
-        if step.kind == "softmax":
-            params["axis"] = len(step.shape) - 1
         frozen.append(
             FrozenStep(
                 name=step.name,
@@ -289,7 +286,7 @@ def _freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
                 scale=float(grid.scale),
                 zero_point=int(grid.zero_point),
                 out_shape=step.shape,
-                params=params,
+                params=step.params,
             )
         )
     inputs = tuple(

@@ -72,7 +72,7 @@ def operands(plan: Plan, variables: Any) -> dict[str, Operand]:
         bias = None
         if constant.chain:
             scale, shift = graphs.affine_map(graph, constant.chain, constant.chain_axis, known)
-            real = (real * scale).astype(jnp.float32)
+            real = real * scale.astype(jnp.float32).reshape((1,) * (real.ndim - 1) + (-1,))
             bias = jnp.broadcast_to(shift.astype(jnp.float32), real.shape[-1:])
         found[name] = Operand(real, bias)
     return found

@@ -80,4 +80,11 @@ def softmax(placer: Placer, op: Op) -> None:
     if result is None:
         placer.refuse(op, "a maximum is int8 only inside a softmax over the last axis")
     placer.covered.update(passed)
-    placer.add(op, "softmax", [placer.tensor(op, x)], result.outputs[0], shape=result.out_shape)
+    placer.add(
+        op,
+        "softmax",
+        [placer.tensor(op, x)],
+        result.outputs[0],
+        shape=result.out_shape,
+        params={"axis": last[0]},
+    )
