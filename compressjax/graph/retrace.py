@@ -61,7 +61,8 @@ class Retrace(Generic[T]):
         if key in self._made:
             return self._made[key]
         graph = trace(self._fn, shapes[0], *shapes[1], keep_custom=self._keep_custom)
-        made = self._prepare(graph)
+        with jax.ensure_compile_time_eval():  # what is kept must not belong to a caller's trace
+            made = self._prepare(graph)
         if not any(isinstance(const, jax.core.Tracer) for const in graph.constants.values()):
             self._made[key] = made
         return made

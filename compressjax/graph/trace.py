@@ -315,6 +315,8 @@ class _Flattener:
                     "own; it is opened, and derivatives of a transformed function follow its body"
                 )
             if opened or not self.keep_custom:
+                if kind != "custom_jvp_call" and not opened:
+                    self.notes.append(f"{name} is opened: its own derivative rule is not used")
                 return self.run(jaxpr, consts, inputs)
             return self._add(eqn, name, inputs, _call(eqn))
         if kind == "convert_element_type" and isinstance(inputs[0], Literal):
