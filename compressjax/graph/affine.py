@@ -83,7 +83,8 @@ def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
     Example:
       >>> from compressjax.graph.trace import trace
       >>> graph = trace(lambda v, x: x + v, jnp.ones((1, 4)), jnp.ones((2, 4)))
-      >>> channel_vector(graph, graph.variables[''], 1).shape, channel_vector(graph, graph.variables[''], 0)
+      >>> variable = graph.variables['']
+      >>> channel_vector(graph, variable, 1).shape, channel_vector(graph, variable, 0)
       ((1, 4), None)
     """
     varying = [i for i, length in enumerate(value.shape) if length != 1]

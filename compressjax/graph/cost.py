@@ -1,7 +1,7 @@
 """What one operation costs: multiply-accumulates, parameters, bytes.
 
-Counts follow the convention of the pruning literature: one multiply-accumulate (MAC) for each product
-that a convolution or a matrix product sums, nothing for elementwise work.
+Counts follow the convention of the pruning literature: one multiply-accumulate (MAC) for each
+product that a convolution or a matrix product sums, nothing for elementwise work.
 """
 
 import math
@@ -23,8 +23,9 @@ def conv_macs(
       The number of MACs, batch included; taps that fall on padding are counted.
 
     Example:
-      >>> import jax
-      >>> numbers = jax.lax.conv_dimension_numbers((1, 8, 8, 3), (3, 3, 3, 4), ('NHWC', 'HWIO', 'NHWC'))
+      >>> from jax.lax import conv_dimension_numbers
+      >>> layout = ('NHWC', 'HWIO', 'NHWC')
+      >>> numbers = conv_dimension_numbers((1, 8, 8, 3), (3, 3, 3, 4), layout)
       >>> conv_macs((3, 3, 3, 4), (1, 8, 8, 4), {'dimension_numbers': numbers})
       6912
     """

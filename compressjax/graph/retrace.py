@@ -1,8 +1,8 @@
 """Tracing again for the shapes of each call, once for each shape.
 
 A transformed function must not fix the batch size it was made with. `Retrace` traces the original
-function for whatever inputs it is called with, with the shapes of the variables that *it* takes, and
-keeps what a transform made of each graph.
+function for whatever inputs it is called with, with the shapes of the variables that *it* takes,
+and keeps what a transform made of each graph.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """From a function to a graph: the jaxpr, flattened, with variables and operations named.
 
-`trace` is the only door into jaxprs. What it gives is a flat list of operations on values: calls are
-inlined, variable leaves are followed to the operations that use them, and every operation has a name
-that does not depend on the batch size. `interpret` runs such a graph; the other modules read it.
+`trace` is the only door into jaxprs. What it gives is a flat list of operations on values: calls
+are inlined, variable leaves are followed to the operations that use them, and every operation has a
+name that does not depend on the batch size. `interpret` runs such a graph; the other modules read
+it.
 """
 
 import dataclasses
@@ -169,7 +170,8 @@ class Graph:
         """Lists the operations as a table: name, kind, output shape, MACs.
 
         Example:
-          >>> print(trace(lambda v, x: x @ v['w'], {'w': np.ones((3, 2))}, np.ones((1, 3))).summary())
+          >>> graph = trace(lambda v, x: x @ v['w'], {'w': np.ones((3, 2))}, np.ones((1, 3)))
+          >>> print(graph.summary())
           name kind         out     MACs
           w    dot_general  (1, 2)     6
           total: 6 MACs, 6 parameters
@@ -204,7 +206,8 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
         note that says what was passed.
 
     Example:
-      >>> graph = trace(lambda v, x: jax.nn.relu(x @ v['w']), {'w': np.ones((3, 2))}, np.ones((1, 3)))
+      >>> fn = lambda v, x: jax.nn.relu(x @ v['w'])
+      >>> graph = trace(fn, {'w': np.ones((3, 2))}, np.ones((1, 3)))
       >>> [(op.name, op.kind) for op in graph.ops]
       [('w', 'dot_general'), ('relu_0', 'relu')]
     """
@@ -420,7 +423,8 @@ def _reachable(ops: Iterable[Op], outputs: Sequence[Value]) -> list[Op]:
 def _named(ops: Sequence[Op], leaves: Iterable[Value]) -> tuple[Op, ...]:
     """Gives every operation its name: the variable it computes with, or its kind and order.
 
-    What depends on variables alone is counted apart: its broadcasts come and go with the batch size.
+    What depends on variables alone is counted apart: its broadcasts come and go with the batch
+    size.
     """
     static = set(leaves)
     counts: dict[str, int] = {}
