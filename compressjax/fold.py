@@ -1,7 +1,7 @@
 """Folding batch norm into the convolution or dense layer before it.
 
-In evaluation mode a batch norm is an affine map per channel whose numbers depend on variables alone.
-`fold_batch_norm` finds such maps after every contraction by reading the graph, whatever framework
+In evaluation mode a batch norm is an affine map per channel of numbers that depend on variables
+alone. `fold_batch_norm` finds such maps after every contraction by reading the graph, whatever framework
 wrote them, and multiplies them into the kernel. Phones run the result; training does not need it.
 """
 
@@ -41,7 +41,7 @@ class _Site:
 def fold_batch_norm(
     fn: Callable[..., Any], variables: Any, *args: Any
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Folds every batch norm that follows a kernel into that kernel (Jacob et al., 2018, section 3.2).
+    """Folds every batch norm that follows a kernel into it (Jacob et al., 2018, section 3.2).
 
     Every kernel stays at its path; the new bias stands beside it as `bias`; the norms and their
     statistics are dropped. A norm that cannot be folded (before a kernel, or after a kernel that is
@@ -67,8 +67,8 @@ def fold_batch_norm(
       ...     'stats': {'mean': jnp.ones((1, 2))},
       ... }
       >>> folded, new = fold_batch_norm(fn, variables, jnp.ones((1, 3)))
-      >>> new['params']['a']['bias'], fn(variables, jnp.ones((1, 3))), folded(new, jnp.ones((1, 3)))
-      (Array([-2., -2.], dtype=float32), Array([[4., 4.]], dtype=float32), Array([[4., 4.]], dtype=float32))
+      >>> new['params']['a']['bias'], folded(new, jnp.ones((1, 3)))
+      (Array([-2., -2.], dtype=float32), Array([[4., 4.]], dtype=float32))
     """
     retrace = graphs.Retrace(fn, _prepare)
     shapes = graphs.template(variables)

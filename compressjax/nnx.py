@@ -20,8 +20,8 @@ def from_nnx(
 
     Args:
       module: any NNX module.
-      mutable: whether the function also returns the variables after the call, as training with batch
-        norm needs.
+      mutable: whether the function also returns the variables after the call, as training with
+        batch norm needs.
 
     Returns:
       `(fn, variables)`. `variables` are nested dictionaries of arrays: the collection `params`,

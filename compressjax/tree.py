@@ -187,10 +187,11 @@ def check_same_structure(expected: PyTree, found: PyTree, *, what: str) -> None:
     if extra := [path for path in have if path not in want]:
         problems.append("unexpected " + ", ".join(extra[:3]))
     for path in want:
-        if path in have and jax.numpy.shape(want[path]) != jax.numpy.shape(have[path]):
-            problems.append(
-                f"{path} has shape {jax.numpy.shape(have[path])}, expected {jax.numpy.shape(want[path])}"
-            )
+        if path not in have:
+            continue
+        found_shape, shape = jax.numpy.shape(have[path]), jax.numpy.shape(want[path])
+        if found_shape != shape:
+            problems.append(f"{path} has shape {found_shape}, expected {shape}")
     if problems:
         raise ValueError(f"{what} do not fit: " + "; ".join(problems[:4]))
 
