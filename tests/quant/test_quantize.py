@@ -95,6 +95,14 @@ def test_jit_equals_eager_to_the_bit():
     assert all(codes.dtype == jnp.int8 for codes in eager.values())
 
 
+def test_jit_equals_eager_at_ties_of_the_input():
+    # At this seed a compiler that simplifies 1 / (width / 255) moves one input by a code.
+    x = np.random.default_rng(2).normal(size=(64, 8, 8, 4)).astype("float32") * 1e-3
+    q = cj.quantize(lambda v, x: x * 2.0)
+    qv = q.calibrate({}, [x[:32]])
+    np.testing.assert_array_equal(jax.jit(q.apply)(qv, x), q.apply(qv, x))
+
+
 def test_rows_do_not_depend_on_the_batch():
     whole = jax.jit(Q.apply)(QV, X)
     for size in (1, 3, 16):
