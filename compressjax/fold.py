@@ -1,8 +1,9 @@
 """Folding batch norm into the convolution or dense layer before it.
 
-In evaluation mode a batch norm is an affine map per channel of numbers that depend on variables
-alone. `fold_batch_norm` finds such maps after every contraction by reading the graph, whatever framework
-wrote them, and multiplies them into the kernel. Phones run the result; training does not need it.
+In evaluation mode a batch norm is an affine map per channel whose numbers depend on variables
+alone. `fold_batch_norm` finds such maps after every contraction by reading the graph, whatever
+framework wrote them, and multiplies them into the kernel. Phones run the result; training does not
+need it.
 """
 
 import dataclasses
