@@ -30,6 +30,7 @@ _OPS = {
     "transpose": "TRANSPOSE RESHAPE",
     "slice": "SLICE STRIDED_SLICE",
     "relu": "RELU RELU6 RELU_N1_TO_1",
+    "requantize": "QUANTIZE",
 }
 _OPERAND = {"slice": "starts", "pad": "padding", "transpose": "permutation"}
 _VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())

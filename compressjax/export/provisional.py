@@ -77,7 +77,7 @@ def evaluate(
     for (name, _, scale, point), value in zip(plan.inputs, inputs, strict=True):
         values[name] = quantize(value, scale, point)
     for step in plan.steps:
-        if step.kind == "requantize":  # converters drop a second grid; `rewrite` adds the operation
+        if step.kind == "requantize":  # converters drop a second grid, or put their own QUANTIZE
             values[step.name] = values[step.inputs[0]]
             continue
         result = run(step, [values[name] for name in step.inputs])
@@ -148,10 +148,14 @@ def _labels(plan: Frozen) -> dict[str, float]:
 
     fixed: dict[str, float] = {}
     for step in plan.steps:
-        if step.kind in SAME_SCALE or folds(plan, step):
+        if step.kind == "requantize":
+            # From a fixed scale the converter makes a QUANTIZE; another one it moves instead.
+            source = find(step.inputs[0])
+            if source not in map(find, fixed):
+                parent[source] = find(step.name)
+        elif step.kind in SAME_SCALE or folds(plan, step):
             for source in step.inputs:
-                if step.kind != "requantize":
-                    _expect(step, grids[source], f"of its input {source!r}")
+                _expect(step, grids[source], f"of its input {source!r}")
                 parent[find(source)] = find(step.name)
         elif step.kind in FIXED_SCALE:
             _expect(step, FIXED_SCALE[step.kind], f"that LiteRT fixes for {step.kind}")

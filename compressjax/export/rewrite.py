@@ -194,7 +194,7 @@ def _name_ends(graph: Any, signature: Any, matched: Matched, plan: Frozen) -> No
 
 
 def _requantize(model: Any, plan: Frozen, matched: Matched) -> None:
-    """Adds the int8 to int8 QUANTIZE of each requantization, which no converter keeps."""
+    """Adds the int8 to int8 QUANTIZE of each requantization that the converter did not make."""
     schema = require("ai_edge_litert.schema_py_generated")
     graph, steps = model.subgraphs[0], {step.name: step for step in plan.steps}
     tensors = {name: tensor for tensor, (name, _) in matched.names.items()}
@@ -209,7 +209,7 @@ def _requantize(model: Any, plan: Frozen, matched: Matched) -> None:
         position = matched.outputs.index(int(operator.outputs[0]))
         readers.append((operator, (plan.outputs[position],)))
     for step in plan.steps:
-        if step.kind != "requantize":
+        if step.kind != "requantize" or step.name in tensors:
             continue
         old = tensors[source(step.inputs[0])]
         graph.tensors.append(copy.copy(graph.tensors[old]))
