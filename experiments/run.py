@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.section.key=value"
         )
-    stdlib_logging.getLogger("absl").addFilter(_ours)
+    logging.get_absl_handler().addFilter(_ours)
     logging.set_verbosity(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])

@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.shrink = ml_collections.ConfigDict({"ratio": 0.5, "round_to": 8})
     config.distil = ml_collections.ConfigDict(
         {
-            "epochs": 40,
+            "epochs": 60,
             "batch_size": 64,
             "learning_rate": 4e-3,
             "weight_decay": 0.0,
