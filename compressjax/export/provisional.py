@@ -191,7 +191,9 @@ def _constant(codes: Codes, input_scale: float, rng: np.random.Generator, *, wei
     elif weight:
         axis = -1 if codes.axis is None else codes.axis
         np.moveaxis(pattern, axis, -1)[(0,) * (len(shape) - 1)] = 127
-    else:
+    else:  # both ends; of one value the end that is not zero, which converters would remove
         pattern.flat[-1], pattern.flat[0] = -128, 127
+        if pattern.size == 1 and codes.zero_point > 0:
+            pattern[...] = -128
     scale = np.full(np.shape(codes.scale), _WEIGHT_SCALE)
     return Codes(pattern, scale, codes.axis, codes.zero_point)

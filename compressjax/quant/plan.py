@@ -24,7 +24,6 @@ class Constant:
       layout: brings the graph's array into the layout of the step.
       chain: per-channel affine operations after a contraction, multiplied into its kernel.
       chain_axis: the channel axis those operations see.
-      chain_scale: an extra factor, such as the reciprocal of a divisor.
     """
 
     value: Value

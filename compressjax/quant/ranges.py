@@ -15,7 +15,7 @@ from jax import lax
 
 from compressjax import tree
 from compressjax.quant.lattice import Affine
-from compressjax.quant.lattice.grid import ratio
+from compressjax.quant.lattice.grid import opaque, ratio
 from compressjax.quant.plan import Plan
 
 Range = tuple[jax.Array, jax.Array]
@@ -49,7 +49,8 @@ def grid_of(low: jax.Array, high: jax.Array) -> Affine:
     width = jnp.where(high > low, high - low, jnp.float32(1.0))
     scale = ratio(width, jnp.float32(255.0))
     zero_point = jnp.round(-128.0 - ratio(low, scale))
-    return Affine(scale, jnp.clip(zero_point, -128.0, 127.0))
+    # Hidden, or a compiler would fold this division into those that use the scale.
+    return Affine(opaque(scale, width), jnp.clip(zero_point, -128.0, 127.0))
 
 
 def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from tests.support import tflite_ops as ops
 
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.lattice.products import MAX_EXACT_TERMS
+from tests.support import tflite_ops as ops
 
 F32 = np.float32
 NHWC = ("NHWC", "OHWI", "NHWC")

@@ -99,7 +99,7 @@ def quantize(x: jax.Array, q: Affine) -> jax.Array:
         >>> quantize(jnp.array([0.0, 0.75, 1000.0]), grid).tolist()
         [1.0, 3.0, 127.0]
     """
-    code = opaque(x, x) * (1.0 / f32(q.scale))
+    code = opaque(x, x) * (1.0 / opaque(f32(q.scale), f32(q.zero_point)))
     return saturate(ste_round(code) + f32(q.zero_point), CODE_MIN, CODE_MAX)
 
 
