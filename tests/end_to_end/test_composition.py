@@ -1,4 +1,4 @@
-"""Every sensible order of transforms on every model: exported, and equal to LiteRT tensor by tensor."""
+"""Every sensible order of transforms on every model: exported, equal to LiteRT at every tensor."""
 
 import jax
 import jax.numpy as jnp
