@@ -163,39 +163,6 @@ def match(patterns: str | Iterable[str], candidates: Iterable[str], *, what: str
     return [name for name in names if name in chosen]
 
 
-def check_same_structure(expected: PyTree, found: PyTree, *, what: str) -> None:
-    """Refuses a tree that has other paths or shapes than expected.
-
-    Args:
-      expected: a tree of arrays or `jax.ShapeDtypeStruct`s.
-      found: the tree to check.
-      what: what `found` is, for the error message.
-
-    Raises:
-      ValueError: naming the first paths that are missing, unexpected or of another shape.
-
-    Example:
-      >>> check_same_structure({'a': 1.0}, {'b': 1.0}, what='variables')
-      Traceback (most recent call last):
-      ...
-      ValueError: variables do not fit: missing a; unexpected b
-    """
-    want, have = paths(expected), paths(found)
-    problems = []
-    if missing := [path for path in want if path not in have]:
-        problems.append("missing " + ", ".join(missing[:3]))
-    if extra := [path for path in have if path not in want]:
-        problems.append("unexpected " + ", ".join(extra[:3]))
-    for path in want:
-        if path not in have:
-            continue
-        found_shape, shape = jax.numpy.shape(have[path]), jax.numpy.shape(want[path])
-        if found_shape != shape:
-            problems.append(f"{path} has shape {found_shape}, expected {shape}")
-    if problems:
-        raise ValueError(f"{what} do not fit: " + "; ".join(problems[:4]))
-
-
 def size(tree: PyTree) -> int:
     """Counts the elements of all leaves.
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from compressjax import distill, pruning
+import compressjax as cj
+from compressjax import distill, pruning, quant
 
 Inputs = tuple[Any, ...]
 
@@ -361,4 +362,131 @@ _DISTILLATION = [
     ),
 ]
 
-ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION)
+
+def _activations(i: int) -> Inputs:
+    """Values of a few batches of a tensor, [B, C]."""
+    return (np.random.default_rng(i).normal(0.1 * i, 1 + i, (4, 3)).astype(np.float32),)
+
+
+def _observed(name: str, observer: quant.Observer, oracle: Callable[..., Any]) -> Row:
+    def step(state: Any, values: jax.Array) -> tuple[Any, Any]:
+        state = observer.update(state, values)
+        return observer.find(state), state
+
+    return Row(name, lambda values: observer.init(), step, _activations, oracle, steps=4)
+
+
+def min_max_oracle(history: Sequence[Inputs]) -> tuple[np.ndarray, np.ndarray]:
+    """Extremes over all batches.
+
+    Args:
+      history: the inputs of each step.
+
+    Returns:
+      Low and high.
+    """
+    values = np.concatenate([values for (values,) in history])
+    return values.min(), values.max()
+
+
+def moving_average_oracle(history: Sequence[Inputs]) -> tuple[Any, Any]:
+    """Extremes of the batches with weights 0.5^age, normalised to sum to one.
+
+    Args:
+      history: the inputs of each step.
+
+    Returns:
+      Low and high.
+    """
+    weights = 0.5 ** np.arange(len(history))[::-1]
+    lows, highs = ([end(values) for (values,) in history] for end in (np.min, np.max))
+    return np.average(lows, weights=weights), np.average(highs, weights=weights)
+
+
+_KERNEL = np.random.default_rng(7).normal(size=(3, 2)).astype(np.float32)
+_BIAS = np.array([0.3, -0.2], np.float32)
+_RANGES = {"input_0": (-3.0, 5.0), "params/kernel": (0.0, 9.0)}
+
+
+def _dense(variables: Any, x: jax.Array) -> jax.Array:
+    params = variables["params"]
+    return jax.nn.relu(x @ params["kernel"] + params["bias"][None, :])
+
+
+def _quantized_dense(x: jax.Array) -> jax.Array:
+    ends = {name: {"low": low, "high": high} for name, (low, high) in _RANGES.items()}
+    collection = {"input_0": ends["input_0"], "params": {"kernel": ends["params/kernel"]}}
+    variables = {"params": {"kernel": _KERNEL, "bias": _BIAS}, "quant": collection}
+    return cj.quantize(_dense, quant.int8()).apply(jax.tree.map(jnp.asarray, variables), x)
+
+
+def int8_dense_oracle(x: np.ndarray) -> np.ndarray:
+    """A fully connected layer with ReLU in integers, from Jacob et al. 2018, section 2.
+
+    Args:
+      x: [B, I].
+
+    Returns:
+      float32 [B, O]: the real values of the int8 outputs.
+    """
+
+    def grid(low: float, high: float) -> tuple[np.float32, int]:
+        scale = np.float32(high - low) / np.float32(255)
+        return scale, int(np.rint(np.float32(-128) - np.float32(low) / scale))
+
+    (s_x, z_x), (s_y, z_y) = (grid(*ends) for ends in _RANGES.values())
+    codes = np.clip(np.rint(x * (np.float32(1) / s_x)) + z_x, -128, 127).astype(np.int32)
+    s_w = np.abs(_KERNEL).max(0) / np.float32(127)
+    weights = np.rint(_KERNEL / s_w).astype(np.int32)
+    bias = np.rint(_BIAS / (s_x * s_w)).astype(np.int32)
+    total = ((codes - z_x) @ weights + bias).astype(np.float32)
+    out = np.clip(np.rint(total * (s_x * s_w / s_y)) + z_y, z_y, 127)
+    return (out - z_y).astype(np.float32) * s_y
+
+
+def _folded(x: jax.Array, scale: jax.Array, shift: jax.Array, mean: jax.Array, var: jax.Array):
+    def fn(variables: Any, x: jax.Array) -> jax.Array:
+        y = x @ variables["params"]["kernel"] - variables["stats"]["mean"][None, :]
+        norm = jax.lax.rsqrt(variables["stats"]["var"] + 1e-5) * variables["params"]["scale"]
+        return y * norm[None, :] + variables["params"]["shift"][None, :]
+
+    params = {"kernel": jnp.asarray(_KERNEL), "scale": scale, "shift": shift}
+    folded, variables = cj.fold_batch_norm(
+        fn, {"params": params, "stats": {"mean": mean, "var": var}}, x
+    )
+    return folded(variables, x)
+
+
+def _batch_norms(i: int) -> Inputs:
+    rng = np.random.default_rng(i)
+    scale, shift, mean = rng.normal(size=(3, 2)).astype(np.float32)
+    return (*_activations(i), scale, shift, mean, rng.uniform(0.1, 2, 2).astype(np.float32))
+
+
+def batch_norm_oracle(
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, var: np.ndarray
+) -> np.ndarray:
+    """A dense layer and batch norm in evaluation mode, from Ioffe and Szegedy 2015.
+
+    Args:
+      x: [B, I].
+      scale: [O].
+      shift: [O].
+      mean: [O].
+      var: [O].
+
+    Returns:
+      float64 [B, O].
+    """
+    y = np.float64(x) @ _KERNEL
+    return (y - mean) / np.sqrt(var + 1e-5) * scale + shift
+
+
+_QUANTIZATION = [
+    _observed("observer-min-max", quant.min_max(), min_max_oracle),
+    _observed("observer-moving-average", quant.moving_average(0.5), moving_average_oracle),
+    stateless("quantize-dense", _quantized_dense, _activations, int8_dense_oracle),
+    stateless("fold-batch-norm", _folded, _batch_norms, batch_norm_oracle, atol=1e-5),
+]
+
+ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION)

@@ -125,29 +125,6 @@ def test_match_of_nothing_says_that_there_are_no_paths():
         tree.match("*", [], what="select")
 
 
-def test_check_same_structure_accepts_shapes_for_arrays():
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), VARIABLES)
-    tree.check_same_structure(shapes, VARIABLES, what="variables")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda v: v["params"].pop("Dense_0"), "missing params/Dense_0/kernel"),
-        (lambda v: v["params"].update(extra=1.0), "unexpected params/extra"),
-        (
-            lambda v: v["params"]["Conv_0"].update(bias=jnp.zeros(5)),
-            r"params/Conv_0/bias has shape \(5,\), expected \(4,\)",
-        ),
-    ],
-)
-def test_check_same_structure_names_each_problem(change, message):
-    found = tree.map_with_path(lambda _, leaf: leaf, VARIABLES)
-    change(found)
-    with pytest.raises(ValueError, match=f"variables do not fit: {message}"):
-        tree.check_same_structure(VARIABLES, found, what="variables")
-
-
 def test_sizes_count_elements_and_bytes():
     assert tree.size(VARIABLES) == 4 + 4 + 36 + 8
     assert tree.num_bytes(VARIABLES) == 4 * (4 + 4 + 36) + 2 * 8

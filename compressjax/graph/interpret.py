@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from compressjax import tree
 from compressjax.graph.trace import Graph, Literal, Op, Value
@@ -88,7 +89,8 @@ def interpret(
       What the function returns.
 
     Raises:
-      ValueError: if variables are missing, or arguments are not those that were traced.
+      ValueError: if variables are missing or of other shapes, or arguments are not those that were
+        traced.
 
     Example:
       >>> from compressjax.graph.trace import trace
@@ -96,14 +98,14 @@ def interpret(
       >>> float(interpret(graph, {'a': 2.0}, 3.0))
       6.0
     """
-    outputs = evaluate(
-        graph,
-        graph.outputs,
-        bind_arguments(graph, variables, *args),
-        before=before,
-        rule=rule,
-        after=after,
-    )
+    known = bind_arguments(graph, variables, *args)
+    for path, value in graph.variables.items():
+        if value in known and jnp.shape(known[value]) != value.shape:
+            raise ValueError(
+                f"the variables do not fit the function: {path} has shape "
+                f"{jnp.shape(known[value])}, expected {value.shape}"
+            )
+    outputs = evaluate(graph, graph.outputs, known, before=before, rule=rule, after=after)
     return jax.tree.unflatten(graph.out_tree, outputs)
 
 
