@@ -178,9 +178,6 @@ def _observe(
     constants = steps.operands(plan, variables)
     for step in plan.steps:
         own = [c for c in constants.get(step.name, ()) if c is not None]
-        if step.params.get("lowest"):
-            real[step.name] = steps.real_step(step, [real[step.inputs[0]]], [])
-            continue
         real[step.name] = steps.real_step(step, [real[name] for name in step.inputs], own)
     states = dict(states)
     for name in plan.observed:

@@ -145,7 +145,9 @@ def real_step(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.A
     elif step.kind == "mean":
         y = jnp.mean(x, axis=p["axes"], keepdims=p["keepdims"])
     elif step.kind == "pad":
-        y = jnp.pad(x, p["padding"], constant_values=p.get("value", 0.0))
+        # What stands for the lowest code: a value that no maximum picks.
+        edge = x.min() if p["lowest"] else 0.0
+        y = jnp.pad(x, p["padding"], constant_values=p.get("value", edge))
     elif step.kind == "softmax":
         y = jax.nn.softmax(x)
     elif step.kind == "logistic":
