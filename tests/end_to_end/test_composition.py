@@ -1,5 +1,7 @@
 """Every sensible order of transforms on every model: exported, equal to LiteRT at every tensor."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +21,18 @@ MODELS = {
 }
 
 
+@functools.cache
 def trained(name):
     """A model whose batch norms and biases are not at their initial values, and a batch."""
     make, shape = MODELS[name]
     model = make()
     x = jax.random.normal(jax.random.key(0), (BATCH, *shape))
     variables = jax.jit(model.init)(jax.random.key(1), x)
-    leaves = tree.paths(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
+    rng = np.random.default_rng(2)
 
     def moved(path, leaf):
-        noise = 0.2 * jax.random.normal(keys[list(leaves).index(path)], leaf.shape)
-        return leaf + jnp.abs(noise) if path.endswith("/var") else leaf + noise * (leaf.ndim == 1)
+        noise = 0.2 * rng.normal(size=leaf.shape).astype(np.float32)
+        return leaf + np.abs(noise) if path.endswith("/var") else leaf + noise * (leaf.ndim == 1)
 
     return model.apply, tree.map_with_path(moved, variables), x
 
@@ -39,11 +41,14 @@ def prune(fn, variables, x):
     del x
     schedule = cj.pruning.one_shot(0.6)
     tx = cj.prune(optax.sgd(0.0), schedule=schedule, select="**/kernel")
-    params = variables["params"]
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, state = tx.update(zeros, tx.init(params), params)
-    params = optax.apply_updates(params, updates)
-    keep = jax.tree.leaves(cj.masks(state))
+
+    @jax.jit
+    def step(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, state = tx.update(zeros, tx.init(params), params)
+        return optax.apply_updates(params, updates), jax.tree.leaves(cj.masks(state))
+
+    params, keep = jax.device_get(step(variables["params"]))
     kernels = [leaf for path, leaf in tree.paths(params).items() if path.endswith("kernel")]
     assert [int((leaf != 0).sum()) for leaf in kernels] == [int(mask.sum()) for mask in keep]
     assert tree.size(keep) > 2 * sum(int(mask.sum()) for mask in keep)

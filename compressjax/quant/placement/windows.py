@@ -23,6 +23,12 @@ def reduce_sum(placer: Placer, op: Op) -> None:
             passed, value, keep = [reader], reader.outputs[0], True
             reader = placer.only_reader(value)
     divisor = _divisor(reader, value) if reader is not None else None
+    if count == 1:  # nothing is added: only the axes go
+        if reader is not None and divisor == 1.0:
+            passed, value = [*passed, reader], reader.outputs[0]
+        placer.covered.update(passed)
+        placer.add(op, "reshape", [x], value, shape=value.shape, same_range=True)
+        return
     if reader is None or divisor is None or not math.isclose(divisor, count, rel_tol=1e-5):
         placer.refuse(op, "a sum is int8 only as a mean: divide it by the number of its terms")
     placer.covered.update([*passed, reader])
