@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from compressjax.export import flatbuffer, tflite, validate
+from compressjax.export import flatbuffer, ops, tflite, validate
 from tests.support import plans
 
 
@@ -165,4 +165,6 @@ def test_large_model_is_not_refused():
     for _ in range(60):
         x = b.dense(x, 4)
     model = plans.Model(b.plan([x]))
-    validate(tflite(model, {}, *model.example(), via="litert"))
+    data = tflite(model, {}, *model.example(), via="litert")
+    validate(data)
+    assert ops(data).count("FULLY_CONNECTED") == 60

@@ -200,6 +200,19 @@ CONVS = {
 }
 
 
+def conv(x, w, bias, x_q, w_scale, out_q, *, dimension_numbers, lo=None, hi=None, **window):
+    """A whole convolution: its sums, and what follows them."""
+    acc = lattice.conv_sum(x, w, bias, x_q, dimension_numbers=dimension_numbers, **window)
+    axis = dimension_numbers[2].index("C")
+    return lattice.rescale(acc, x_q, w_scale, out_q, axis, lo=lo, hi=hi)
+
+
+def dense(x, w, bias, x_q, w_scale, out_q, *, dimension_numbers, lo=None, hi=None):
+    """A whole dense layer."""
+    acc = lattice.dot_sum(x, w, bias, x_q, dimension_numbers=dimension_numbers)
+    return lattice.rescale(acc, x_q, w_scale, out_q, acc.ndim - 1, lo=lo, hi=hi)
+
+
 def conv_case(
     seed,
     shape,
@@ -212,7 +225,7 @@ def conv_case(
     activation="none",
     extreme=False,
 ):
-    """Draws a conv, and returns LiteRT's answer with the arguments of `lattice.conv`."""
+    """Draws a conv, and returns LiteRT's answer with the arguments of `conv`."""
     rng = np.random.default_rng(seed)
     depth = shape[3] // groups
     x, w = draw_codes(rng, *shape), draw_weights(rng, features, *kernel, depth)
@@ -251,7 +264,7 @@ def conv_case(
     assert ops.delegated(model)
 
     def apply(x, w, b, x_q, w_scale, out_q):
-        return lattice.conv(
+        return conv(
             x,
             w,
             b,
@@ -285,7 +298,7 @@ class TestConv:
 
     def test_any_layout(self):
         apply, expected, (x, w, *rest) = conv_case(0, **CONVS["grouped"])
-        found = lattice.conv(
+        found = conv(
             x.transpose(0, 3, 1, 2),
             w.transpose(1, 2, 3, 0),
             *rest,
@@ -357,9 +370,7 @@ def dense_case(seed, batch, depth, features, per_channel=True, extreme=False):
     def apply(x, w, b, x_q, w_scale, out_q):
         bounds = ACTIVATIONS["relu6" if seed % 2 else "none"]
         numbers = (((1,), (1,)), ((), ()))
-        return lattice.dot_general(
-            x, w, b, x_q, w_scale, out_q, dimension_numbers=numbers, **bounds
-        )
+        return dense(x, w, b, x_q, w_scale, out_q, dimension_numbers=numbers, **bounds)
 
     operands = (floats(w), floats(b), grid(x_scale, x_zero), jnp.asarray(w_scale))
     return apply, ops.run(model, x), (floats(x), *operands, grid(out_scale, zero))
@@ -381,7 +392,7 @@ class TestDense:
         # alone rounds to 2**24, whose multiple is the tie 64.5 and goes to 64.
         x = jnp.array([[127.0] * 519 + [-126.0]])
         w = jnp.array([[127.0] * 518 + [7.0, 1.0]])
-        found = lattice.dot_general(
+        found = dense(
             x,
             w,
             jnp.array([1.0]),
@@ -394,7 +405,7 @@ class TestDense:
 
     def test_several_contracted_axes(self):
         apply, expected, (x, w, *rest) = dense_case(0, 4, 24 * 30, 5)
-        found = lattice.dot_general(
+        found = dense(
             x.reshape(4, 24, 30),
             w.reshape(5, 24, 30),
             *rest,
@@ -405,7 +416,7 @@ class TestDense:
     def test_several_free_axes_are_refused(self):
         one = grid(1.0, 0)
         with pytest.raises(ValueError, match="not one free axis"):
-            lattice.dot_general(
+            dense(
                 jnp.ones((2, 3)),
                 jnp.ones((3, 4, 5)),
                 jnp.ones(20),

@@ -31,7 +31,7 @@ from compressjax.quant.lattice.grid import (
     weight_codes,
 )
 from compressjax.quant.lattice.pointwise import add, mul, requantize, sub
-from compressjax.quant.lattice.products import conv, conv_sum, dot_general, dot_sum, rescale
+from compressjax.quant.lattice.products import conv_sum, dot_sum, rescale
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
 
 __all__ = [
@@ -43,10 +43,8 @@ __all__ = [
     "avg_pool",
     "bias_codes",
     "bounds",
-    "conv",
     "conv_sum",
     "dequantize",
-    "dot_general",
     "dot_sum",
     "hard_swish",
     "logistic",

@@ -30,70 +30,6 @@ Padding = str | Sequence[tuple[int, int]]
 Pieces = list[tuple[jax.Array, jax.Array]]
 
 
-def conv(
-    x: jax.Array,
-    w: jax.Array,
-    bias: jax.Array | None,
-    x_q: Affine,
-    w_scale: jax.Array,
-    out_q: Affine,
-    *,
-    lo: float | None = None,
-    hi: float | None = None,
-    window_strides: Sequence[int],
-    padding: Padding,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: object,
-    feature_group_count: int = 1,
-) -> jax.Array:
-    """Computes CONV_2D or DEPTHWISE_CONV_2D: plain, strided, dilated, grouped, depthwise.
-
-    XNNPACK takes them all, grouped ones too. The integer sum of (x - zero_point) * w plus the
-    bias is rounded once to float32, multiplied by (x scale * w scale) / out scale in float32,
-    rounded half to even, shifted by the zero point and clamped. That multiplier must be below
-    256: LiteRT refuses to load a model where it is not.
-
-    Args:
-        x: input codes; any layout that `dimension_numbers` describes.
-        w: weight codes in [-127, 127].
-        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
-        x_q: the input's grid.
-        w_scale: the weights' scale, [] or [O].
-        out_q: the output's grid.
-        lo: least real value of the fused activation, or None.
-        hi: greatest real value of the fused activation, or None.
-        window_strides: one per spatial axis.
-        padding: 'SAME', 'VALID' or a pair per spatial axis; padded positions add zero.
-        rhs_dilation: kernel dilation per spatial axis, or None.
-        dimension_numbers: as `jax.lax.conv_general_dilated` takes it.
-        feature_group_count: number of groups; the input's channels for a depthwise conv.
-
-    Returns:
-        Output codes, float32.
-
-    Example:
-        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
-        >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.full((3, 3, 1, 2), 2.0)
-        >>> conv(x, w, jnp.array([1.0, -90.0]), one, jnp.float32(1.0), one, lo=0.0,
-        ...      window_strides=(1, 1), padding="VALID",
-        ...      dimension_numbers=("NHWC", "HWIO", "NHWC")).ravel().tolist()
-        [19.0, 0.0]
-    """
-    acc = conv_sum(
-        x,
-        w,
-        bias,
-        x_q,
-        window_strides=window_strides,
-        padding=padding,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-    )
-    dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
-    return rescale(acc, x_q, w_scale, out_q, dims.out_spec[1], lo=lo, hi=hi)
-
-
 def conv_sum(
     x: jax.Array,
     w: jax.Array,
@@ -106,21 +42,25 @@ def conv_sum(
     dimension_numbers: object,
     feature_group_count: int = 1,
 ) -> jax.Array:
-    """Computes the int32 accumulator of `conv`, before any output grid.
+    """Computes the int32 sums of CONV_2D or DEPTHWISE_CONV_2D; `rescale` does the rest.
+
+    Plain, strided, dilated, grouped and depthwise: XNNPACK takes them all. A sum is that of
+    (x - zero_point) * w, plus the bias; padded positions add zero.
 
     Args:
-        x: input codes.
-        w: weight codes.
-        bias: integer-valued codes, [O], or None.
+        x: input codes; any layout that `dimension_numbers` describes.
+        w: weight codes in [-127, 127].
+        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
         x_q: the input's grid.
-        window_strides: as for `conv`.
-        padding: as for `conv`.
-        rhs_dilation: as for `conv`.
-        dimension_numbers: as for `conv`.
-        feature_group_count: as for `conv`.
+        window_strides: one per spatial axis.
+        padding: 'SAME', 'VALID' or a pair per spatial axis.
+        rhs_dilation: kernel dilation per spatial axis, or None.
+        dimension_numbers: as `jax.lax.conv_general_dilated` takes it.
+        feature_group_count: number of groups; the input's channels for a depthwise conv.
 
     Returns:
-        The sums, float32, each the exact integer or, past 2**24, that integer rounded once.
+        The sums, float32: each the exact integer or, past 2**24, that integer rounded once, as
+        LiteRT rounds it before it multiplies.
 
     Example:
         >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
@@ -149,49 +89,6 @@ def conv_sum(
     return _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
 
 
-def dot_general(
-    x: jax.Array,
-    w: jax.Array,
-    bias: jax.Array | None,
-    x_q: Affine,
-    w_scale: jax.Array,
-    out_q: Affine,
-    *,
-    dimension_numbers: lax.DotDimensionNumbers,
-    lo: float | None = None,
-    hi: float | None = None,
-) -> jax.Array:
-    """Computes FULLY_CONNECTED, with the arithmetic of `conv`.
-
-    Args:
-        x: input codes.
-        w: weight codes in [-127, 127] with one free axis, [.., O].
-        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
-        x_q: the input's grid.
-        w_scale: the weights' scale, [] or [O].
-        out_q: the output's grid.
-        dimension_numbers: as `jax.lax.dot_general` takes it; `x` on the left.
-        lo: least real value of the fused activation, or None.
-        hi: greatest real value of the fused activation, or None.
-
-    Returns:
-        Output codes, float32, the free axis of `w` last.
-
-    Raises:
-        ValueError: if `w` has more than one free axis and `bias` or `w_scale` runs along it.
-
-    Example:
-        >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
-        >>> dot_general(jnp.ones((1, 3)), jnp.ones((3, 2)), None, one, jnp.float32(0.5), one,
-        ...             dimension_numbers=(((1,), (0,)), ((), ()))).tolist()
-        [[2.0, 2.0]]
-    """
-    acc = dot_sum(x, w, bias, x_q, dimension_numbers=dimension_numbers)
-    if jnp.ndim(w_scale) > 0:
-        _check_one_free_axis(w, dimension_numbers)
-    return rescale(acc, x_q, w_scale, out_q, acc.ndim - 1, lo=lo, hi=hi)
-
-
 def dot_sum(
     x: jax.Array,
     w: jax.Array,
@@ -200,17 +97,17 @@ def dot_sum(
     *,
     dimension_numbers: lax.DotDimensionNumbers,
 ) -> jax.Array:
-    """Computes the int32 accumulator of `dot_general`, before any output grid.
+    """Computes the int32 sums of FULLY_CONNECTED, like those of `conv_sum`.
 
     Args:
         x: input codes.
-        w: weight codes.
-        bias: integer-valued codes, [O], or None.
+        w: weight codes in [-127, 127].
+        bias: integer-valued codes at scale x_q.scale * w_scale, [O], or None.
         x_q: the input's grid.
-        dimension_numbers: as for `dot_general`.
+        dimension_numbers: as `jax.lax.dot_general` takes it; `x` on the left.
 
     Returns:
-        The sums, float32, each the exact integer or, past 2**24, that integer rounded once.
+        The sums, float32, as those of `conv_sum`; the free axis of `w` last.
 
     Raises:
         ValueError: if there is a bias and `w` has not one free axis.
@@ -222,8 +119,11 @@ def dot_sum(
         [[4.0, 5.0]]
     """
     (x_axes, w_axes), (_, w_batch) = dimension_numbers
-    if bias is not None:
-        _check_one_free_axis(w, dimension_numbers)
+    if bias is not None and w.ndim != len(w_axes) + len(w_batch) + 1:
+        raise ValueError(
+            f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
+            "axis for the bias: reshape them to [.., O] first"
+        )
 
     def product(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.dot_general(
@@ -240,15 +140,6 @@ def dot_sum(
     return _exact_sum(product, centred, w, pieces, bias, channels)
 
 
-def _check_one_free_axis(w: jax.Array, dimension_numbers: lax.DotDimensionNumbers) -> None:
-    (_, w_axes), (_, w_batch) = dimension_numbers
-    if w.ndim != len(w_axes) + len(w_batch) + 1:
-        raise ValueError(
-            f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
-            "axis for the bias and the scales: reshape them to [.., O] first"
-        )
-
-
 def rescale(
     acc: jax.Array,
     x_q: Affine,
@@ -259,7 +150,11 @@ def rescale(
     lo: float | None = None,
     hi: float | None = None,
 ) -> jax.Array:
-    """Brings an accumulator to the output's grid: the second half of `conv` and `dot_general`.
+    """Brings the sums of a convolution or a dense layer to the output's grid.
+
+    A sum is multiplied by (x scale * w scale) / out scale in float32, rounded half to even, shifted
+    by the zero point and clamped. That multiplier must be below 256: LiteRT refuses to load a model
+    where it is not.
 
     Args:
         acc: from `conv_sum` or `dot_sum`.
