@@ -8,11 +8,11 @@ from compressjax.graph.interpret import bind_arguments as bind_arguments
 from compressjax.graph.interpret import bind_variables as bind_variables
 from compressjax.graph.interpret import evaluate as evaluate
 from compressjax.graph.interpret import interpret as interpret
+from compressjax.graph.ir import Graph as Graph
+from compressjax.graph.ir import Literal as Literal
+from compressjax.graph.ir import Op as Op
+from compressjax.graph.ir import Value as Value
+from compressjax.graph.ir import substitute as substitute
 from compressjax.graph.retrace import Retrace as Retrace
 from compressjax.graph.retrace import template as template
-from compressjax.graph.trace import Graph as Graph
-from compressjax.graph.trace import Literal as Literal
-from compressjax.graph.trace import Op as Op
-from compressjax.graph.trace import Value as Value
-from compressjax.graph.trace import substitute as substitute
 from compressjax.graph.trace import trace as trace

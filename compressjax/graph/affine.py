@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.graph.interpret import evaluate
-from compressjax.graph.trace import Graph, Op, Value
+from compressjax.graph.ir import Graph, Op, Value
 
 _AFFINE = frozenset({"add", "sub", "mul", "div"})
 

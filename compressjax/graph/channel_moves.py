@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compressjax.graph.ir import Op
 from compressjax.graph.reorder import take_positions
-from compressjax.graph.trace import Op
 from compressjax.graph.units import Axes, Units, kept_shape
 
 Couple = Callable[[Units, Op, Sequence[Axes]], Sequence[Axes]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compressjax.graph.channel_moves import MOVES, Couple, Rule
-from compressjax.graph.trace import Op
+from compressjax.graph.ir import Op
 from compressjax.graph.units import Axes, Units
 
 # Operations that compute each position from the same position of each operand.

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from compressjax.graph.channel_rules import RULES, without_rule
-from compressjax.graph.trace import Graph, Literal, Op, Value
+from compressjax.graph.ir import Graph, Literal, Op, Value
 from compressjax.graph.units import Axes, Units
 
 Place = tuple[str, int]  # a variable's path and one of its axes

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax import tree
-from compressjax.graph.trace import Graph, Literal, Op, Value
+from compressjax.graph.ir import Graph, Literal, Op, Value
 
 Before = Callable[[Op, tuple[Any, ...]], tuple[Any, ...]]
 Rule = Callable[[Op, tuple[Any, ...]], Sequence[Any] | None]

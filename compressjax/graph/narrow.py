@@ -14,8 +14,8 @@ import numpy as np
 from compressjax.graph.channel_rules import RULES
 from compressjax.graph.channels import couple
 from compressjax.graph.interpret import bind_arguments, evaluate
+from compressjax.graph.ir import Graph, Op, Value
 from compressjax.graph.reorder import reorder
-from compressjax.graph.trace import Graph, Op, Value
 from compressjax.graph.units import Axes, kept_shape, take
 
 

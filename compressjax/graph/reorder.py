@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from compressjax.graph.interpret import evaluate
-from compressjax.graph.trace import Graph, Literal, Op, Value
+from compressjax.graph.ir import Graph, Literal, Op, Value
 
 
 def reorder(graph: Graph) -> Graph:

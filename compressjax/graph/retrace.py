@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
-from compressjax.graph.trace import Graph, trace
+from compressjax.graph.ir import Graph
+from compressjax.graph.trace import trace
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from compressjax import tree
 from compressjax.graph import cost
+from compressjax.graph.ir import Graph, Literal, Op, Value, reachable
 
 # Calls that only group operations: their bodies are part of the flat list.
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
@@ -42,148 +42,6 @@ MOVEMENT = frozenset(
     }
 )
 _CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot"})
-
-
-class Value:
-    """A value that flows through a graph: an input, a variable, or what an operation puts out."""
-
-    __slots__ = ("dtype", "shape")
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any):
-        self.shape = shape
-        self.dtype = dtype
-
-    def __repr__(self) -> str:
-        return f"Value({self.shape}, {self.dtype})"
-
-
-class Literal(Value):
-    """A scalar that the function wrote down."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        super().__init__(np.shape(value), jax.dtypes.result_type(value))
-        self.value = value
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Op:
-    """One operation.
-
-    Attributes:
-      name: unique; the path of the variable it computes with (`params/Conv_0/kernel`), or its kind
-        and order (`add_3`; `static_add_3` where no input is involved). Those of operations that
-        depend on an input do not change with the batch size.
-      kind: the primitive's name, or, of a function with a derivative rule of its own, that
-        function's name (`relu`).
-      inputs: the values it reads.
-      outputs: the values it puts out.
-      params: the primitive's parameters.
-      variables: paths of the variables it reads, directly or through casts, transposes, reshapes
-        and broadcasts.
-      macs: multiply-accumulates, batch included.
-      bind: evaluates it: `bind(params, *inputs) -> outputs`.
-    """
-
-    name: str
-    kind: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    params: Mapping[str, Any]
-    variables: tuple[str, ...]
-    macs: int
-    bind: Callable[..., Sequence[Any]]
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the first output."""
-        return self.outputs[0].shape
-
-    def __repr__(self) -> str:
-        return f"Op({self.name!r}, {self.kind}, {self.out_shape})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
-    """A traced function: operations in the order they run.
-
-    Attributes:
-      ops: the operations that the outputs depend on.
-      inputs: values of the non-variable arguments, by name (`input_0`, `input_1/key`).
-      variables: values of the variable leaves, by path.
-      constants: arrays that the function closed over, by value.
-      outputs: what the function returns, flat.
-      out_tree: the structure of what it returns.
-      links: for each value that is a variable or a moved variable, the path of that variable.
-      notes: what tracing had to leave whole or could not keep, in sentences.
-    """
-
-    ops: tuple[Op, ...]
-    inputs: Mapping[str, Value]
-    variables: Mapping[str, Value]
-    constants: Mapping[Value, Any]
-    outputs: tuple[Value, ...]
-    out_tree: Any
-    links: Mapping[Value, str]
-    notes: tuple[str, ...]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one call, batch included."""
-        return sum(op.macs for op in self.ops)
-
-    @property
-    def num_params(self) -> int:
-        """Elements of all variables in the collection `params`, or of all where there is none."""
-        trainable = [p for p in self.variables if p.split("/")[0] == "params"] or self.variables
-        return sum(int(np.prod(self.variables[path].shape)) for path in trainable)
-
-    @functools.cached_property
-    def producers(self) -> Mapping[Value, Op]:
-        """The operation that puts out each value."""
-        return {value: op for op in self.ops for value in op.outputs}
-
-    @functools.cached_property
-    def consumers(self) -> Mapping[Value, tuple[Op, ...]]:
-        """The operations that read each value, in order."""
-        found: dict[Value, list[Op]] = {}
-        for op in self.ops:
-            for value in dict.fromkeys(op.inputs):
-                found.setdefault(value, []).append(op)
-        return {value: tuple(ops) for value, ops in found.items()}
-
-    @functools.cached_property
-    def static(self) -> frozenset[Value]:
-        """Values that depend on variables and constants alone, never on an input."""
-        known: set[Value] = {*self.variables.values(), *self.constants}
-        for op in self.ops:
-            if all(isinstance(value, Literal) or value in known for value in op.inputs):
-                known.update(op.outputs)
-        return frozenset(known)
-
-    def is_static(self, value: Value) -> bool:
-        """Tells whether a value is a literal or depends on variables and constants alone."""
-        return isinstance(value, Literal) or value in self.static
-
-    def summary(self) -> str:
-        """Lists the operations as a table: name, kind, output shape, MACs.
-
-        Example:
-          >>> graph = trace(lambda v, x: x @ v['w'], {'w': np.ones((3, 2))}, np.ones((1, 3)))
-          >>> print(graph.summary())
-          name kind         out     MACs
-          w    dot_general  (1, 2)     6
-          total: 6 MACs, 6 parameters
-        """
-        rows = [(op.name, op.kind, str(op.out_shape), f"{op.macs:,}") for op in self.ops]
-        rows.insert(0, ("name", "kind", "out", "MACs"))
-        wide = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            f"{n:<{wide[0]}} {k:<{wide[1]}}  {s:<{wide[2]}}  {m:>{wide[3]}}" for n, k, s, m in rows
-        ]
-        lines.append(f"total: {self.macs:,} MACs, {self.num_params:,} parameters")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool = True) -> Graph:
@@ -232,7 +90,7 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
     input_values = dict(zip(input_names, leaves[len(variable_paths) :], strict=True))
     flat.links.update({value: path for path, value in variable_values.items()})
     outputs = flat.run(closed.jaxpr, closed.consts, leaves)
-    ops = _reachable(flat.ops, outputs)
+    ops = reachable(flat.ops, outputs)
     return Graph(
         ops=_named(ops, [*variable_values.values(), *flat.constants]),
         inputs=input_values,
@@ -243,36 +101,6 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
         links=flat.links,
         notes=tuple(dict.fromkeys(flat.notes)),
     )
-
-
-def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
-    """Rewires a graph: every reader of one value reads another, and what nothing reads is dropped.
-
-    Args:
-      graph: the graph.
-      replacements: the new value for each old one; chains are followed.
-
-    Returns:
-      A graph with the same inputs and the same names.
-
-    Example:
-      >>> graph = trace(lambda v, x: (x + 1) * 2, {}, 1.0)
-      >>> add, mul = graph.ops
-      >>> [op.kind for op in substitute(graph, {mul.outputs[0]: add.outputs[0]}).ops]
-      ['add']
-    """
-
-    def final(value: Value) -> Value:
-        while value in replacements:
-            value = replacements[value]
-        return value
-
-    ops = [
-        dataclasses.replace(op, inputs=tuple(final(value) for value in op.inputs))
-        for op in graph.ops
-    ]
-    outputs = tuple(final(value) for value in graph.outputs)
-    return dataclasses.replace(graph, ops=tuple(_reachable(ops, outputs)), outputs=outputs)
 
 
 class _Flattener:
@@ -408,16 +236,6 @@ def _holds_contraction(jaxpr: Any) -> bool:
         )
         for eqn in jaxpr.eqns
     )
-
-
-def _reachable(ops: Iterable[Op], outputs: Sequence[Value]) -> list[Op]:
-    needed: set[Value] = set(outputs)
-    kept = []
-    for op in reversed(list(ops)):
-        if any(value in needed for value in op.outputs):
-            kept.append(op)
-            needed.update(op.inputs)
-    return kept[::-1]
 
 
 def _named(ops: Sequence[Op], leaves: Iterable[Value]) -> tuple[Op, ...]:
