@@ -132,7 +132,17 @@ def affine_map(
         elif step.kind == "sub":
             scale, shift = (-scale, flat - shift) if flipped else (scale, shift - flat)
         elif step.kind == "mul":
-            scale, shift = scale * flat, shift * flat
+            scale, shift = scale * flat, _product(shift, flat)
         else:
             scale, shift = scale / flat, shift / flat
     return scale, shift
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiplies so that no compiler joins the product with a following addition.
+
+    Joined, it would be rounded once instead of twice, under jit only. The sign is applied after the
+    product, by a selection.
+    """
+    size = jnp.abs(a) * b
+    return jnp.where(a < 0, -size, size)

@@ -79,8 +79,9 @@ class Quantized(NamedTuple):
 def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
     """Quantizes a function to what LiteRT's int8 kernels compute (Jacob et al., 2018).
 
-    A batch norm in evaluation mode that follows a kernel is part of that kernel here; fold it first
-    where the exported variables should not hold it (`fold_batch_norm`).
+    A batch norm in evaluation mode that follows a kernel is part of that kernel here. Fold it first
+    (`fold_batch_norm`) where the exported variables should not hold it, or where the variables are
+    constants of a jitted program: compilers evaluate its square root differently from processors.
 
     Args:
       fn: pure function `fn(variables, *args)`; float arguments, float outputs.

@@ -1,8 +1,10 @@
 """ResNet-8 on CIFAR-10, dense float to verified int8.
 
 Command:  python -m experiments.run --config=experiments/configs/cifar10.py --workdir=runs/cifar10
-Cost:     about 3 hours on 2 CPU cores, minutes on a GPU; TFDS downloads the data set.
-Reaches:  what `expect` says: the runner prints whether it was reached.
+Cost:     100 to 150 s an epoch on 2 CPU cores, 103 epochs; TFDS downloads the data set.
+Reaches:  `expect` is what it should reach; the whole run has not been measured. Three epochs of the
+          first stage (--config.train.epochs=3) gave 67.20 % on a copy of the data set whose images
+          were encoded as JPEG, on 2 CPU cores with seed 0.
 
 The network is that of MLPerf Tiny (Banbury et al., 2021). Data in TFDS form somewhere else:
 `--config.data.name=NAME --config.data.directory=DIR`.

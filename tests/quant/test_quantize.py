@@ -1,5 +1,9 @@
 """A quantized function: calibrated, run, trained through, and frozen, always the same integers."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -337,3 +341,46 @@ def test_freezing_refuses_ranges_that_are_not_finite():
 def test_a_decay_outside_its_interval_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
         cj.quant.int8(decay=decay)
+
+
+SAME_CODES_IN_EVERY_FORM = """
+import flax.linen as nn, jax, numpy as np, compressjax as cj
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for features in (32, 64, 64):
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(16, 8, 8, 1)).astype("float32")
+initial = jax.jit(Network().init)(jax.random.key(0), x)
+
+def moved(path, leaf):
+    noise = 0.2 * rng.normal(size=leaf.shape).astype("float32")
+    return leaf + abs(noise) if "var" in str(path) else leaf + noise * (leaf.ndim == 1)
+
+q = cj.quantize(Network().apply, cj.quant.int8())
+ranges = q.calibrate(initial, [x])["quant"]
+jitted = jax.jit(q.intermediates)
+for _ in range(8):
+    variables = jax.tree_util.tree_map_with_path(moved, initial)
+    qv = {**variables, "quant": ranges}
+    jax.tree.map(np.testing.assert_array_equal, q.intermediates(qv, x), jitted(qv, x))
+
+fn, variables = cj.fold_batch_norm(Network().apply, variables, x)
+q = cj.quantize(fn, cj.quant.int8())
+qv = q.calibrate(variables, [x])
+closed_over = jax.jit(lambda x: q.intermediates(qv, x))
+jax.tree.map(np.testing.assert_array_equal, q.intermediates(qv, x), closed_over(x))
+"""
+
+
+def test_compilers_at_full_strength_change_no_code():
+    """The compiler's own settings, not the suite's quick ones; batch norm unfolded, then folded."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", SAME_CODES_IN_EVERY_FORM]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
