@@ -1,0 +1,80 @@
+"""Convolutions and fully connected layers."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from compressjax.quant import lattice
+from compressjax.quant.lattice import Affine
+from compressjax.quant.plan import Step
+from compressjax.quant.ranges import Range
+from compressjax.quant.steps.kind import Coded, Kind, Stored
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def _biased(y: jax.Array, constants: Sequence[jax.Array]) -> jax.Array:
+    return y + constants[1].reshape((1,) * (y.ndim - 1) + (-1,)) if len(constants) > 1 else y
+
+
+def _real_conv(
+    step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]
+) -> jax.Array:
+    y = lax.conv_general_dilated(inputs[0], constants[0], dimension_numbers=_NHWC, **step.params)
+    return _biased(y, constants)
+
+
+def _real_dense(
+    step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]
+) -> jax.Array:
+    del step
+    x = inputs[0]
+    return _biased(lax.dot_general(x, constants[0], (((x.ndim - 1,), (0,)), ((), ()))), constants)
+
+
+def _rescaled(step: Step, acc: jax.Array, grid: Affine, coded: Coded, out: Affine) -> Stored:
+    axis = acc.ndim - 1
+    codes = lattice.rescale(acc, grid, coded.grid.scale, out, axis, lo=step.lo, hi=step.hi)
+    return Stored(codes, _ends(step, acc, grid, coded))
+
+
+def _ends(step: Step, acc: jax.Array, grid: Affine, coded: Coded) -> Range:
+    """The ends of a contraction's real values, from those of each channel's sum."""
+    acc, axes = lax.stop_gradient(acc), tuple(range(acc.ndim - 1))
+    scale = lax.stop_gradient(grid.scale * coded.grid.scale)
+    low, high = (acc.min(axes) * scale).min(), (acc.max(axes) * scale).max()
+    clamp = (step.lo, step.hi)
+    return jnp.clip(low, *clamp), jnp.clip(high, *clamp)
+
+
+def _lattice_conv(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    assert coded is not None
+    acc = lattice.conv_sum(
+        codes[0], coded.codes, coded.bias, grids[0], dimension_numbers=_NHWC, **step.params
+    )
+    return _rescaled(step, acc, grids[0], coded, out)
+
+
+def _lattice_dense(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    assert coded is not None
+    numbers = (((codes[0].ndim - 1,), (0,)), ((), ()))
+    acc = lattice.dot_sum(codes[0], coded.codes, coded.bias, grids[0], dimension_numbers=numbers)
+    return _rescaled(step, acc, grids[0], coded, out)
+
+
+CONV = Kind(_real_conv, _lattice_conv)
+DENSE = Kind(_real_dense, _lattice_dense)

@@ -1,0 +1,109 @@
+"""Elementwise arithmetic, changes of grid, and the functions that LiteRT computes with tables."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.quant import lattice
+from compressjax.quant.lattice import Affine
+from compressjax.quant.plan import Step
+from compressjax.quant.steps.kind import Coded, Kind, Stored, clamped, ends_of
+
+
+def same_rank(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gives the operand of lower rank leading axes of size one, as broadcasting would.
+
+    Example:
+      >>> [x.shape for x in same_rank(jnp.ones((2, 3)), jnp.ones(3))]
+      [(2, 3), (1, 3)]
+    """
+    rank = max(first.ndim, second.ndim)
+    first, second = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (first, second))
+    return first, second
+
+
+def _binary(
+    function: Callable[[jax.Array, jax.Array], jax.Array], on_lattice: Callable[..., jax.Array]
+) -> Kind:
+    """A step of two operands; the second may be a constant."""
+
+    def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
+        del step
+        return function(*same_rank(inputs[0], inputs[1] if len(inputs) > 1 else constants[0]))
+
+    def lattice_step(
+        step: Step,
+        codes: Sequence[jax.Array],
+        grids: Sequence[Affine],
+        coded: Coded | None,
+        out: Affine,
+    ) -> Stored:
+        x, grid = codes[0], grids[0]
+        other, other_grid = (coded.codes, coded.grid) if coded else (codes[1], grids[1])
+        stored = on_lattice(x, other, grid, other_grid, out, lo=step.lo, hi=step.hi)
+        reals = [lattice.dequantize(x, grid), lattice.dequantize(other, other_grid)]
+        return Stored(stored, ends_of(clamped(step, real(step, reals, ()))))
+
+    return Kind(real, lattice_step)
+
+
+def _unary(
+    function: Callable[[jax.Array], jax.Array],
+    on_lattice: Callable[[jax.Array, Affine], jax.Array],
+) -> Kind:
+    """A function with a fixed output grid."""
+
+    def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
+        del step, constants
+        return function(inputs[0])
+
+    def lattice_step(
+        step: Step,
+        codes: Sequence[jax.Array],
+        grids: Sequence[Affine],
+        coded: Coded | None,
+        out: Affine,
+    ) -> Stored:
+        del step, coded, out
+        return Stored(on_lattice(codes[0], grids[0]), None)
+
+    return Kind(real, lattice_step)
+
+
+def _identity(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
+    del step, constants
+    return inputs[0]
+
+
+def _requantize(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    del step, coded
+    x, grid = codes[0], grids[0]
+    return Stored(lattice.requantize(x, grid, out), ends_of(lattice.dequantize(x, grid)))
+
+
+def _relu(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    del coded
+    return Stored(lattice.relu(codes[0], grids[0], out, lo=step.lo or 0.0, hi=step.hi), None)
+
+
+ADD = _binary(jnp.add, lattice.add)
+SUB = _binary(jnp.subtract, lattice.sub)
+MUL = _binary(jnp.multiply, lattice.mul)
+REQUANTIZE = Kind(_identity, _requantize)
+RELU = Kind(_identity, _relu)
+SOFTMAX = _unary(jax.nn.softmax, lattice.softmax)
+LOGISTIC = _unary(jax.nn.sigmoid, lattice.logistic)
+TANH = _unary(jnp.tanh, lattice.tanh)
