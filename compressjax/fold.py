@@ -7,17 +7,15 @@ need it.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from compressjax import graph as graphs
 from compressjax import tree
-from compressjax.graph import Chain, Graph, Op, Value
+from compressjax.graph import Chain, Graph, Kernel, Op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +23,13 @@ class _Site:
     """One kernel and the affine map that follows it.
 
     Attributes:
-      op: the contraction.
-      kernel: path of its kernel.
+      kernel: the kernel.
       bias: path of the bias after folding.
-      axis: the channel axis of the contraction's output.
       chain: the operations of the affine map, with the operand that is not the activation.
     """
 
-    op: Op
-    kernel: str
+    kernel: Kernel
     bias: str
-    axis: int
     chain: Chain
 
 
@@ -75,11 +69,10 @@ def fold_batch_norm(
     shapes = graphs.template(variables)
     graph, sites, folded = retrace(shapes, *args)
     leaves = tree.paths(variables)
-    channels = {site.kernel: _channels_of(graph, site) for site in sites}
-    changed = jax.jit(lambda *args: _changed(graph, sites, *args))(leaves, channels)
+    changed = jax.jit(lambda leaves: _changed(graph, sites, leaves))(leaves)
     dropped = _used(graph) - _used(folded)
     kept = {path: leaf for path, leaf in leaves.items() if path not in dropped}
-    biases = {site.op.name: site for site in sites}
+    biases = {site.kernel.op.name: site for site in sites}
 
     def apply(variables: Any, *args: Any) -> Any:
         *_, folded = retrace(shapes, *args)
@@ -95,7 +88,7 @@ def fold_batch_norm(
                     "pass the variables that fold_batch_norm returned"
                 )
             shape = [1] * outputs[0].ndim
-            shape[site.axis] = -1
+            shape[site.kernel.axis] = -1
             end = site.chain[-1][0].outputs[0]
             return ((outputs[0] + given[site.bias].reshape(shape)).astype(end.dtype),)
 
@@ -104,19 +97,17 @@ def fold_batch_norm(
     return apply, tree.from_paths({**kept, **changed})
 
 
-def _changed(
-    graph: Graph, sites: list[_Site], leaves: dict[str, Any], channels: dict[str, Any]
-) -> dict[str, jax.Array]:
+def _changed(graph: Graph, sites: list[_Site], leaves: dict[str, Any]) -> dict[str, jax.Array]:
     """The new kernels and biases, by path."""
     known = {graph.variables[path]: leaf for path, leaf in leaves.items()}
     changed = {}
     for site in sites:
-        scale, shift = graphs.affine_map(graph, site.chain, site.axis, known)
-        kernel = leaves[site.kernel]
-        width = site.op.out_shape[site.axis]
-        factors = jnp.broadcast_to(scale, (width,))[channels[site.kernel]]
-        changed[site.kernel] = (kernel * factors).astype(kernel.dtype)
-        changed[site.bias] = jnp.broadcast_to(shift, (width,)).astype(kernel.dtype)
+        kernel = site.kernel
+        scale, shift = graphs.affine_map(graph, site.chain, kernel.axis, known)
+        leaf = jnp.asarray(leaves[kernel.path])
+        factors = jnp.broadcast_to(scale, (kernel.width,)).reshape((1, 1, kernel.groups, -1))
+        changed[kernel.path] = kernel.put(kernel.take(leaf) * factors).astype(leaf.dtype)
+        changed[site.bias] = jnp.broadcast_to(shift, (kernel.width,)).astype(leaf.dtype)
     return changed
 
 
@@ -131,13 +122,13 @@ def _used(graph: Graph) -> set[str]:
 
 def _prepare(graph: Graph) -> tuple[Graph, list[_Site], Graph]:
     sites = _sites(graph)
-    rewired = {site.chain[-1][0].outputs[0]: site.op.outputs[0] for site in sites}
+    rewired = {site.chain[-1][0].outputs[0]: site.kernel.op.outputs[0] for site in sites}
     folded = graphs.substitute(graph, rewired)
     # A path is free for a bias if nothing has it, or nothing needs it any more.
     dropped = _used(graph) - _used(folded)
     taken = [path for path in graph.variables if path not in dropped]
     for i, site in enumerate(sites):
-        sites[i] = dataclasses.replace(site, bias=_bias_path(site.kernel, taken))
+        sites[i] = dataclasses.replace(site, bias=_bias_path(site.kernel.path, taken))
         taken.append(sites[i].bias)
     return graph, sites, folded
 
@@ -154,75 +145,10 @@ def _bias_path(kernel: str, taken: list[str]) -> str:
 def _sites(graph: Graph) -> list[_Site]:
     found = []
     for op in graph.ops:
-        place = _kernel_operand(graph, op)
-        if place is None:
+        kernel = graphs.kernel_of(graph, op)
+        if kernel is None:
             continue
-        kernel, axis = place
-        chain = graphs.affine_chain(graph, op.outputs[0], axis)
+        chain = graphs.affine_chain(graph, op.outputs[0], kernel.axis)
         if any(step.kind in ("mul", "div") for step, _ in chain):
-            found.append(_Site(op, kernel, "", axis, chain))
+            found.append(_Site(kernel, "", chain))
     return found
-
-
-def _kernel_operand(graph: Graph, op: Op) -> tuple[str, int] | None:
-    """The path of a contraction's kernel and the channel axis of its output."""
-    if op.kind == "conv_general_dilated":
-        kernel, axis = op.inputs[1], op.params["dimension_numbers"].out_spec[1]
-        if op.params["batch_group_count"] != 1:
-            return None
-    elif op.kind == "dot_general":
-        contracting, batch = op.params["dimension_numbers"]
-        side = 1 if op.inputs[1] in graph.links else 0
-        kernel = op.inputs[side]
-        free = len(kernel.shape) - len(contracting[side]) - len(batch[side])
-        if free != 1 or batch[0]:
-            return None
-        axis = len(op.out_shape) - 1 if side else 0
-    else:
-        return None
-    path = graph.links.get(kernel)
-    if path is None or _readers(graph, graph.variables[path]) != 1:
-        return None
-    return None if _moved(graph, kernel, graph.variables[path]) is None else (path, axis)
-
-
-def _readers(graph: Graph, value: Value) -> int:
-    """How many operations compute with a variable, looking through casts and moves."""
-    total = 0
-    for op in graph.consumers.get(value, ()):
-        moved = op.outputs[0] in graph.links
-        total += _readers(graph, op.outputs[0]) if moved else 1
-    return total + sum(value is output for output in graph.outputs)
-
-
-def _channels_of(graph: Graph, site: _Site) -> np.ndarray:
-    """The output channel that each element of a kernel's variable belongs to."""
-    if site.op.kind == "conv_general_dilated":
-        operand = site.op.inputs[1]
-        out = site.op.params["dimension_numbers"].rhs_spec[0]
-    else:
-        side = 1 if site.op.inputs[1] in graph.links else 0
-        operand = site.op.inputs[side]
-        contracting, _ = site.op.params["dimension_numbers"]
-        out = next(i for i in range(len(operand.shape)) if i not in contracting[side])
-    where = _moved(graph, operand, graph.variables[site.kernel])
-    assert where is not None  # or it were no site
-    channels = np.zeros(where.size, np.int32)
-    along = [-1 if axis == out else 1 for axis in range(where.ndim)]
-    channels[where] = np.arange(where.shape[out], dtype=np.int32).reshape(along)
-    return channels.reshape(graph.variables[site.kernel].shape)
-
-
-def _moved(graph: Graph, value: Value, variable: Value) -> np.ndarray | None:
-    """Where each element of a moved variable stands in the variable, flat; `None` if repeated."""
-    if value is variable:
-        return np.arange(math.prod(variable.shape)).reshape(variable.shape)
-    op = graph.producers[value]
-    where = _moved(graph, op.inputs[0], variable)
-    if where is None or where.size != math.prod(op.out_shape):
-        return None
-    if op.kind == "transpose":
-        return where.transpose(op.params["permutation"])
-    if op.kind == "rev":
-        return np.flip(where, op.params["dimensions"])
-    return where.reshape(op.out_shape)

@@ -13,6 +13,10 @@ from compressjax.graph.ir import Literal as Literal
 from compressjax.graph.ir import Op as Op
 from compressjax.graph.ir import Value as Value
 from compressjax.graph.ir import substitute as substitute
+from compressjax.graph.kernels import Kernel as Kernel
+from compressjax.graph.kernels import kernel_of as kernel_of
+from compressjax.graph.kernels import places as places
+from compressjax.graph.kernels import readers as readers
 from compressjax.graph.retrace import Retrace as Retrace
 from compressjax.graph.retrace import template as template
 from compressjax.graph.trace import trace as trace
