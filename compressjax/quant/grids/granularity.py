@@ -89,8 +89,8 @@ def per_block(size: int) -> Granularity:
     def blocks(shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) < 2 or shape[-2] % size:
             raise ValueError(
-                f"blocks of {size} do not divide a kernel of shape {shape}: its last axis but one, the "
-                f"contraction, must be a multiple of {size}; choose a size that divides it, or "
+                f"blocks of {size} do not divide a kernel of shape {shape}: its last axis but one, "
+                f"the contraction, must be a multiple of {size}; choose a size that divides it, or "
                 "per_channel()"
             )
         return (*shape[:-2], shape[-2] // size)

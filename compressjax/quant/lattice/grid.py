@@ -280,7 +280,7 @@ def clamped_like(
     return straight_through(lax.stop_gradient(exact), approx)
 
 
-def saturate(codes: jax.Array, lo: float, hi: float) -> jax.Array:
+def saturate(codes: jax.Array, lo: jax.typing.ArrayLike, hi: jax.typing.ArrayLike) -> jax.Array:
     """Clamps to [lo, hi]; unlike `jnp.clip`, a code equal to a bound keeps its gradient.
 
     Args:
