@@ -30,9 +30,10 @@ from compressjax.quant.lattice.grid import (
     straight_through,
     weight_codes,
 )
-from compressjax.quant.lattice.pointwise import add, mul, requantize, sub
+from compressjax.quant.lattice.pointwise import add, maximum, minimum, mul, requantize, sub
 from compressjax.quant.lattice.products import conv_sum, dot_sum, rescale
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
+from compressjax.quant.lattice.tables import elu, exp, gelu, leaky_relu, log, rsqrt, sqrt
 
 __all__ = [
     "Affine",
@@ -46,16 +47,25 @@ __all__ = [
     "conv_sum",
     "dequantize",
     "dot_sum",
+    "elu",
+    "exp",
+    "gelu",
     "hard_swish",
+    "leaky_relu",
+    "log",
     "logistic",
     "max_pool",
+    "maximum",
     "mean",
+    "minimum",
     "mul",
     "quantize",
     "relu",
     "requantize",
     "rescale",
+    "rsqrt",
     "softmax",
+    "sqrt",
     "ste_round",
     "straight_through",
     "sub",

@@ -1,4 +1,4 @@
-"""The lattice's elementwise arithmetic: add, subtract, multiply and requantize.
+"""The lattice's elementwise arithmetic: add, subtract, multiply, compare and requantize.
 
 Where `products` multiplies sums once in float32, XNNPACK adds in 32-bit fixed point and changes
 a grid with an 8-bit multiplier. Both round differently from float arithmetic on some codes, so
@@ -150,6 +150,42 @@ def mul(
     whole = (a - f32(a_q.zero_point)) * (b - f32(b_q.zero_point))
     multiplier = ratio(f32(a_q.scale) * f32(b_q.scale), out_q.scale)
     return store(opaque(whole, whole) * multiplier, out_q, *bounds(out_q, lo, hi))
+
+
+def maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes MAXIMUM, which compares codes: both inputs and the output share one grid.
+
+    The builtin kernel runs it (XNNPACK declines it for int8), in a quarter of the time of an ADD.
+
+    Args:
+        a: codes of any shape.
+        b: codes on the same grid that broadcast with `a` as in NumPy.
+
+    Returns:
+        Codes on the same grid, float32.
+
+    Example:
+        >>> maximum(jnp.array([3.0, -4.0]), jnp.array([1.0])).tolist()
+        [3.0, 1.0]
+    """
+    return jnp.maximum(*_same_rank(a, b))
+
+
+def minimum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes MINIMUM, like `maximum`.
+
+    Args:
+        a: codes of any shape.
+        b: codes on the same grid that broadcast with `a` as in NumPy.
+
+    Returns:
+        Codes on the same grid, float32.
+
+    Example:
+        >>> minimum(jnp.array([3.0, -4.0]), jnp.array([1.0])).tolist()
+        [1.0, -4.0]
+    """
+    return jnp.minimum(*_same_rank(a, b))
 
 
 def requantize(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
