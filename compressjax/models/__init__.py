@@ -8,5 +8,10 @@ from compressjax.models.mlp import MLP as MLP
 from compressjax.models.mobilenet import MobileNetV2 as MobileNetV2
 from compressjax.models.mobilenet import Widths as Widths
 from compressjax.models.mobilenet import mobilenet_widths as mobilenet_widths
+from compressjax.models.mobilenet_v3 import MobileNetV3Small as MobileNetV3Small
+from compressjax.models.mobilenet_v3 import V3Widths as V3Widths
+from compressjax.models.mobilenet_v3 import mobilenet_v3_small_widths as mobilenet_v3_small_widths
 from compressjax.models.resnet import ResNet8 as ResNet8
+from compressjax.models.resnet import ResNet18 as ResNet18
 from compressjax.models.small_cnn import SmallCNN as SmallCNN
+from compressjax.models.vgg import VGG16 as VGG16

@@ -4,11 +4,14 @@ The deep network of the zoo (52 convolutions and a dense layer), and the one who
 and linear bottlenecks are hard to quantize.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+
+from compressjax.models._layers import conv_norm, round_to_8
 
 # Sandler et al. (2018), table 2: expansion, output channels and number of blocks of each stage.
 _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
@@ -52,20 +55,14 @@ def mobilenet_widths(multiplier: float) -> Widths:
     """
     if multiplier <= 0:
         raise ValueError(f"mobilenet_widths: the multiplier must be positive, found {multiplier}")
-    stem = _round_to_8(32 * multiplier)
+    stem = round_to_8(32 * multiplier)
     hidden, out, last = [], [], stem
     for expansion, width, blocks in _STAGES:
         for _ in range(blocks):
             hidden.append(expansion * last)
-            out.append(_round_to_8(width * multiplier))
+            out.append(round_to_8(width * multiplier))
             last = out[-1]
-    return Widths(stem, tuple(hidden), tuple(out), _round_to_8(1280 * max(1.0, multiplier)))
-
-
-def _round_to_8(width: float) -> int:
-    """Rounds to a multiple of 8, at least 8, and never down by more than a tenth."""
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * width else rounded + 8
+    return Widths(stem, tuple(hidden), tuple(out), round_to_8(1280 * max(1.0, multiplier)))
 
 
 class InvertedResidual(nn.Module):
@@ -90,9 +87,10 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns `[B, H', W', out]` of `x: [B, H, W, C]`."""
-        y = _conv_norm(x, self.hidden, train=train) if self.expand else x
-        y = _conv_norm(y, self.hidden, 3, self.stride, groups=self.hidden, train=train)
-        y = _conv_norm(y, self.out, linear=True, train=train)
+        norm = functools.partial(conv_norm, train=train)
+        y = norm(x, self.hidden, activation=nn.relu6) if self.expand else x
+        y = norm(y, self.hidden, 3, self.stride, groups=self.hidden, activation=nn.relu6)
+        y = norm(y, self.out)
         return x + y if self.residual else y
 
 
@@ -141,7 +139,7 @@ class MobileNetV2(nn.Module):
                 f"MobileNetV2: widths must list {total} blocks, found {len(widths.hidden)} hidden"
                 f" and {len(widths.out)} out"
             )
-        x = _conv_norm(x, widths.stem, 3, self.strides[0], train=train)
+        x = conv_norm(x, widths.stem, 3, self.strides[0], activation=nn.relu6, train=train)
         channels = zip(widths.hidden, widths.out, strict=True)
         for (expansion, _, blocks), stride in zip(_STAGES, self.strides[1:], strict=True):
             for block in range(blocks):
@@ -150,23 +148,5 @@ class MobileNetV2(nn.Module):
                 x = InvertedResidual(
                     hidden, out, stride if first else 1, expansion > 1, residual=not first
                 )(x, train)
-        x = _conv_norm(x, widths.head, train=train)
+        x = conv_norm(x, widths.head, activation=nn.relu6, train=train)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
-
-
-def _conv_norm(
-    x: jax.Array,
-    width: int,
-    size: int = 1,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    linear: bool = False,
-    train: bool,
-) -> jax.Array:
-    """Applies a convolution, batch norm and, unless `linear`, ReLU6; called inside a module."""
-    x = nn.Conv(width, (size, size), (stride, stride), feature_group_count=groups, use_bias=False)(
-        x
-    )
-    x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-    return x if linear else nn.relu6(x)

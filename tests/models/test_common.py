@@ -17,6 +17,19 @@ NETWORKS = {
         models.MobileNetV2(num_classes=7, multiplier=0.1, strides=(1, 1, 1, 2, 2, 1, 2, 1)),
         (8, 8, 3),
     ),
+    "mobilenet_v3": (
+        models.MobileNetV3Small(num_classes=7, multiplier=0.1, strides=(1, 1, 2, 1, 1, 2)),
+        (8, 8, 3),
+    ),
+    "resnet18": (
+        models.ResNet18(num_classes=7, widths=(4, 5, 6, 8), hidden=(3,) * 8),
+        (17, 16, 3),
+    ),
+    "resnet18_small": (
+        models.ResNet18(num_classes=7, widths=(4, 5, 6, 8), small_images=True),
+        (8, 7, 1),
+    ),
+    "vgg16": (models.VGG16(num_classes=7, widths=(*range(4, 17),), hidden=(9,)), (9, 8, 3)),
 }
 
 
@@ -80,6 +93,13 @@ def macs(model, shape):
         (models.ResNet8(num_classes=10), (32, 32, 3), 12.5e6),
         (models.MobileNetV2(num_classes=1000), (224, 224, 3), 300e6),
         (models.MobileNetV2(num_classes=1000, multiplier=0.75), (160, 160, 3), 107e6),
+        # Howard et al. (2019), table 3: 56 million; He et al. (2016), table 1: 1.8e9.
+        (models.MobileNetV3Small(num_classes=1000), (224, 224, 3), 56.5e6),
+        (models.ResNet18(num_classes=1000), (224, 224, 3), 1.81e9),
+        # Slimming (Liu et al., 2017), table 1 counts 7.97e8 operations, two to a multiply-add, for
+        # a VGG of 16 convolutions; with its 13 here 3.13e8 multiply-adds are usually reported.
+        (models.VGG16(num_classes=10), (32, 32, 3), 3.13e8),
+        (models.VGG16(num_classes=1000, hidden=(4096, 4096)), (224, 224, 3), 15.5e9),
     ],
 )
 def test_multiply_adds_are_the_published_ones(model, shape, published):
@@ -97,6 +117,17 @@ def test_multiply_adds_are_the_published_ones(model, shape, published):
             models.MobileNetV2(num_classes=2, widths=models.Widths(8, (8,), (8,), 8)),
             "17 blocks, found 1 hidden and 1 out",
         ),
+        (models.MobileNetV3Small(num_classes=2, strides=(1, 1)), r"6 entries.*found \(1, 1\)"),
+        (models.MobileNetV3Small(num_classes=2, multiplier=-1.0), "must be positive, found -1.0"),
+        (
+            models.MobileNetV3Small(
+                num_classes=2, widths=models.V3Widths(8, (8,), (0, 0), (8,), 8, 8)
+            ),
+            "11 blocks, found 1 hidden, 2 squeeze and 1 out",
+        ),
+        (models.ResNet18(num_classes=2, widths=(4, 4)), r"found widths \(4, 4\) and hidden"),
+        (models.ResNet18(num_classes=2, hidden=(4, 4)), r"and hidden \(4, 4\)"),
+        (models.VGG16(num_classes=2, widths=(4, 4)), r"13 entries.*found \(4, 4\)"),
     ],
 )
 def test_widths_that_do_not_fit_are_named(model, message):
