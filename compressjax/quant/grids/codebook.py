@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from compressjax.quant.grids.grid import Grid
+from compressjax.quant.grids.lookup import cell_of
 from compressjax.quant.lattice.grid import ratio, straight_through
 
 
@@ -18,8 +19,8 @@ def codebook(size: int, *, iterations: int = 25) -> Grid:
     """Makes the grid of shared weights: Deep Compression (Han et al. 2016, 1510.00149, section 3).
 
     The centroids start evenly between the smallest and the largest weight (section 3.2) and move
-    to the means of their clusters. A weight takes the nearest centroid, found by bisection, so
-    that nothing larger than the weights is made. In training a centroid gets the sum of the
+    to the means of their clusters. A weight takes the nearest centroid, found so that
+    nothing larger than the weights is made. In training a centroid gets the sum of the
     gradients of its weights (equation 3): weights that stay where they are keep their cluster.
 
     Args:
@@ -55,14 +56,14 @@ def codebook(size: int, *, iterations: int = 25) -> Grid:
         return k_means(lax.stop_gradient(w), size, iterations, keep)
 
     def project(w: jax.Array, centroids: jax.Array) -> jax.Array:
-        # Training may reorder centroids; bisection needs them in order.
+        # Training may reorder centroids; the search needs them in order.
         ordered = jnp.sort(centroids)
         shared = ordered[_nearest(ordered, w)]
         return straight_through(lax.stop_gradient(shared), shared + w)
 
     def around(w: jax.Array, centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
         ordered = jnp.sort(centroids)
-        above = jnp.searchsorted(ordered, w, side="right")
+        above = cell_of(ordered, w, side="right")
         return ordered[jnp.maximum(above - 1, 0)], ordered[jnp.minimum(above, size - 1)]
 
     bits = math.ceil(math.log2(size))
@@ -72,7 +73,7 @@ def codebook(size: int, *, iterations: int = 25) -> Grid:
 def k_means(w: jax.Array, size: int, iterations: int, keep: jax.Array | None = None) -> jax.Array:
     """Clusters numbers by Lloyd's algorithm (Lloyd 1982), from evenly spaced centroids.
 
-    Each iteration takes `n log(size)` steps and no more memory than a few arrays like `w`. A
+    It takes no more memory than a few arrays like `w`. A
     centroid without weights stays where it is, so centroids stay in order.
 
     Args:
@@ -105,4 +106,4 @@ def k_means(w: jax.Array, size: int, iterations: int, keep: jax.Array | None = N
 
 def _nearest(ordered: jax.Array, w: jax.Array) -> jax.Array:
     """The index of the nearest of some ordered values; of two as near, the lower."""
-    return jnp.searchsorted((ordered[1:] + ordered[:-1]) / 2, w, side="left")
+    return cell_of((ordered[1:] + ordered[:-1]) / 2, w, side="left")

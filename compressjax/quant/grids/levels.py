@@ -14,6 +14,7 @@ from jax import lax
 
 from compressjax.quant.grids.granularity import Granularity, per_channel
 from compressjax.quant.grids.grid import Grid
+from compressjax.quant.grids.lookup import cell_of
 from compressjax.quant.grids.scaled import reach, scaled, snapped
 from compressjax.quant.lattice.grid import ratio, saturate, straight_through
 
@@ -133,14 +134,14 @@ def _on_levels(
 
     def code(w: jax.Array, _: jax.Array, scale: jax.Array) -> jax.Array:
         steps = ratio(w, scale)
-        size = jnp.asarray(sizes)[jnp.searchsorted(middles, jnp.abs(steps), side="right")]
+        size = jnp.asarray(sizes)[cell_of(middles, jnp.abs(steps), side="right")]
         nearest = jnp.where(steps < 0, -size, size)
         return straight_through(lax.stop_gradient(nearest), saturate(steps, -largest, largest))
 
     def around(w: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         steps = snapped(ratio(w, scale))
-        below = jnp.searchsorted(sizes, jnp.abs(steps), side="right") - 1
-        above = jnp.searchsorted(sizes, jnp.minimum(jnp.abs(steps), largest), side="left")
+        below = cell_of(sizes, jnp.abs(steps), side="right") - 1
+        above = cell_of(sizes, jnp.minimum(jnp.abs(steps), largest), side="left")
         inner, outer = jnp.asarray(sizes)[below], jnp.asarray(sizes)[above]
         return jnp.where(steps < 0, -outer, inner), jnp.where(steps < 0, -inner, outer)
 
