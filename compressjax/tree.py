@@ -163,6 +163,41 @@ def match(patterns: str | Iterable[str], candidates: Iterable[str], *, what: str
     return [name for name in names if name in chosen]
 
 
+def assign(
+    rules: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    candidates: Iterable[str],
+    *,
+    what: str,
+    default: Any = None,
+) -> dict[str, Any]:
+    """Gives every path the value of the first rule that matches it.
+
+    Args:
+      rules: globs, as `match` reads them, with their values, in order.
+      candidates: the paths.
+      what: what the rules are, for the error message.
+      default: the value of paths that no rule matches.
+
+    Returns:
+      The value of each path, in the order of `candidates`.
+
+    Raises:
+      ValueError: if a glob matches none of the paths.
+
+    Example:
+      >>> assign({'**/first/*': 8, '**/kernel': 4}, ['first/kernel', 'b/kernel'], what='bits')
+      {'first/kernel': 8, 'b/kernel': 4}
+    """
+    found = dict.fromkeys(candidates, default)
+    free = set(found)
+    for pattern, value in rules.items() if isinstance(rules, Mapping) else rules:
+        for path in match(pattern, found, what=what):
+            if path in free:
+                found[path] = value
+                free.discard(path)
+    return found
+
+
 def size(tree: PyTree) -> int:
     """Counts the elements of all leaves.
 

@@ -1,5 +1,14 @@
 """Quantization: from float functions to LiteRT's integers, exactly."""
 
+from compressjax.quant import grids as grids
+from compressjax.quant.grids import Grid as Grid
+from compressjax.quant.grids import fake_quant as fake_quant
+from compressjax.quant.grids import fit_grids as fit_grids
+from compressjax.quant.grids import keep_zeros as keep_zeros
+from compressjax.quant.grids import stochastic as stochastic
+from compressjax.quant.learning import Learning as Learning
+from compressjax.quant.learning import lsq as lsq
+from compressjax.quant.learning import pact as pact
 from compressjax.quant.observers import Observer as Observer
 from compressjax.quant.observers import entropy as entropy
 from compressjax.quant.observers import min_max as min_max
@@ -9,6 +18,13 @@ from compressjax.quant.observers import per_channel as per_channel
 from compressjax.quant.observers import percentile as percentile
 from compressjax.quant.plan import Plan as Plan
 from compressjax.quant.quantize import Quantized as Quantized
-from compressjax.quant.quantize import Spec as Spec
-from compressjax.quant.quantize import int8 as int8
 from compressjax.quant.quantize import quantize as quantize
+from compressjax.quant.spec import Activations as Activations
+from compressjax.quant.spec import Dynamic as Dynamic
+from compressjax.quant.spec import Spec as Spec
+from compressjax.quant.spec import dynamic as dynamic
+from compressjax.quant.spec import int8 as int8
+from compressjax.quant.spec import int16x8 as int16x8
+from compressjax.quant.spec import learned as learned
+from compressjax.quant.spec import uniform as uniform
+from compressjax.quant.spec import weight_only as weight_only

@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from compressjax import tree
 from compressjax.quant.lattice import Affine
-from compressjax.quant.lattice.grid import opaque, ratio
+from compressjax.quant.lattice.grid import opaque, ratio, saturate, ste_round
 from compressjax.quant.plan import Plan
 
 Range = tuple[jax.Array, jax.Array]
+# Under the name of a kernel in the collection `quant`: the params of its grid, if that learns.
+GRID = "grid"
 
 # XNNPACK's limits, with a margin for rounding: a contraction multiplies its sum by less than 2^8,
 # and an addition takes inputs whose scale over the output's is in [2^-10, 2^8).
@@ -27,30 +28,41 @@ _LARGEST_RATIO = 2.0**7
 _SMALLEST_RATIO = 2.0**-9.5
 
 
-def grid_of(low: jax.Array, high: jax.Array) -> Affine:
-    """Makes the int8 grid of a range, as the LiteRT converters do (Jacob et al., 2018).
+def grid_of(
+    low: jax.Array,
+    high: jax.Array,
+    codes: tuple[int, int] = (-128, 127),
+    *,
+    symmetric: bool = False,
+) -> Affine:
+    """Makes the grid of a range, as the LiteRT converters do (Jacob et al., 2018).
 
     Zero is always representable. A range of nothing but zero gets the step 1/255.
 
     Args:
       low: smallest real value, [].
       high: largest real value, [].
+      codes: the smallest and the largest code.
+      symmetric: zero point 0, and a step that both ends fit in.
 
     Returns:
-      The grid; no gradient passes.
+      The grid; differentiable in the ends, with straight-through rounding of the zero point.
 
     Example:
       >>> grid = grid_of(jnp.float32(0.0), jnp.float32(255.0))
       >>> float(grid.scale), float(grid.zero_point)
       (1.0, -128.0)
     """
-    low = jnp.minimum(lax.stop_gradient(low).astype(jnp.float32), 0.0)
-    high = jnp.maximum(lax.stop_gradient(high).astype(jnp.float32), 0.0)
+    low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
+    # An end at zero gets no gradient: what is one-sided stays so while ends learn.
+    low, high = jnp.where(low < 0, low, 0.0), jnp.where(high > 0, high, 0.0)
+    if symmetric:
+        low, high = jnp.minimum(low, -high), jnp.maximum(high, -low)
     width = jnp.where(high > low, high - low, jnp.float32(1.0))
-    scale = ratio(width, jnp.float32(255.0))
-    zero_point = jnp.round(-128.0 - ratio(low, scale))
+    scale = ratio(width, jnp.float32(codes[1] - codes[0]))
+    zero_point = ste_round(codes[0] - ratio(low, scale))
     # Hidden, or a compiler would fold this division into those that use the scale.
-    return Affine(opaque(scale, width), jnp.clip(zero_point, -128.0, 127.0))
+    return Affine(opaque(scale, width), saturate(zero_point, *map(float, codes)))
 
 
 def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:
@@ -147,14 +159,17 @@ def stored(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Range]:
     return {name: (leaves[f"{name}/low"], leaves[f"{name}/high"]) for name in plan.observed}
 
 
-def collection(ranges: Mapping[str, Range]) -> dict[str, Any]:
-    """Writes ranges as the collection `quant`.
+def collection(
+    ranges: Mapping[str, Range], params: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes ranges, and params of grids that learn, as the collection `quant`.
 
     Args:
       ranges: low and high by name.
+      params: params of the grid of a kernel, by the kernel's name.
 
     Returns:
-      Nested dictionaries of float32 scalars.
+      Nested dictionaries of float32 scalars, and of the params.
 
     Example:
       >>> collection({'params/Conv_0/kernel': (jnp.float32(0), jnp.float32(1))})['params'].keys()
@@ -164,6 +179,9 @@ def collection(ranges: Mapping[str, Range]) -> dict[str, Any]:
     for name, (low, high) in ranges.items():
         leaves[f"{name}/low"] = jnp.asarray(low, jnp.float32)
         leaves[f"{name}/high"] = jnp.asarray(high, jnp.float32)
+    for name, grid in (params or {}).items():
+        for path, leaf in tree.paths(grid).items():
+            leaves[f"{name}/{GRID}/{path}" if path else f"{name}/{GRID}"] = leaf
     return tree.from_paths(leaves)
 
 
@@ -188,22 +206,3 @@ def check_finite(ranges: Mapping[str, Range]) -> None:
                 f"the range of {name!r} is [{low}, {high}], expected finite numbers in order: look "
                 "for NaN or infinity in the batches or the variables"
             )
-
-
-def grids(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Affine]:
-    """Gives every tensor of a plan its grid.
-
-    Args:
-      plan: the plan.
-      variables: calibrated variables.
-
-    Returns:
-      The grids by tensor name.
-
-    Raises:
-      ValueError: see `stored`.
-    """
-    by_range = {name: grid_of(*ends) for name, ends in stored(plan, variables).items()}
-    for name, (scale, zero_point) in plan.fixed.items():
-        by_range[name] = Affine(jnp.float32(scale), jnp.float32(zero_point))
-    return {tensor: by_range[key] for tensor, key in plan.ranges.items()}

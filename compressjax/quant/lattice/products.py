@@ -84,7 +84,7 @@ def conv_sum(
             preferred_element_type=jnp.float32,
         )
 
-    centred = x - f32(x_q.zero_point)
+    centred = (x - f32(x_q.zero_point)).astype(w.dtype)
     pieces = _conv_pieces(centred, w, dims, feature_group_count)
     return _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
 
@@ -134,7 +134,7 @@ def dot_sum(
             preferred_element_type=jnp.float32,
         )
 
-    centred = x - f32(x_q.zero_point)
+    centred = (x - f32(x_q.zero_point)).astype(w.dtype)
     pieces = _dot_pieces(centred, w, tuple(x_axes), tuple(w_axes))
     channels = x.ndim + w.ndim - 2 * len(w_axes) - len(w_batch) - 1
     return _exact_sum(product, centred, w, pieces, bias, channels)

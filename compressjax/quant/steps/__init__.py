@@ -10,9 +10,9 @@ import jax
 
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
-from compressjax.quant.steps import contractions, moves, pointwise, windows
+from compressjax.quant.steps import contractions, functions, moves, pointwise, windows
 from compressjax.quant.steps.kind import Coded, Kind, Operand, Stored, clamped
-from compressjax.quant.steps.operands import CONTRACTIONS, code_operand, operands
+from compressjax.quant.steps.operands import CONTRACTIONS, code_constant, code_kernel, operands
 from compressjax.quant.steps.pointwise import same_rank
 
 __all__ = [
@@ -22,7 +22,8 @@ __all__ = [
     "Kind",
     "Operand",
     "Stored",
-    "code_operand",
+    "code_constant",
+    "code_kernel",
     "lattice_step",
     "operands",
     "real_step",
@@ -41,6 +42,15 @@ KINDS: Mapping[str, Kind] = {
     "softmax": pointwise.SOFTMAX,
     "logistic": pointwise.LOGISTIC,
     "tanh": pointwise.TANH,
+    "gelu": functions.GELU,
+    "elu": functions.ELU,
+    "leaky_relu": functions.LEAKY_RELU,
+    "exp": functions.EXP,
+    "log": functions.LOG,
+    "sqrt": functions.SQRT,
+    "rsqrt": functions.RSQRT,
+    "maximum": functions.MAXIMUM,
+    "minimum": functions.MINIMUM,
     "max_pool": windows.MAX_POOL,
     "avg_pool": windows.AVG_POOL,
     "mean": windows.MEAN,

@@ -6,11 +6,13 @@ of the kernel whether it was folded or not.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from compressjax import graph as graphs
 from compressjax.quant import lattice
+from compressjax.quant.grids import Grid
 from compressjax.quant.lattice import Affine
 from compressjax.quant.lattice.grid import ratio
 from compressjax.quant.plan import Constant, Plan, Step
@@ -50,38 +52,50 @@ def operands(plan: Plan, variables: Any) -> dict[str, Operand]:
     return found
 
 
-def code_operand(
-    step: Step, operand: Operand, x_grid: Affine, out_grid: Affine, *, per_channel: bool
-) -> Coded:
-    """Puts a constant operand on its grid.
+def code_kernel(operand: Operand, x_grid: Affine, grid: Grid, params: Any, dtype: Any) -> Coded:
+    """Puts a kernel on its grid, and its bias on that of the sums.
 
-    A kernel's scale is symmetric, `max|w| / 127` for each output channel or for the whole kernel,
-    and never so small that its bias needs more than 2^22 codes. An elementwise constant has an
-    affine grid, never so fine that XNNPACK's fixed point would lose it.
+    The scale is never so small that the bias needs more than 2^22 codes.
 
     Args:
-      step: the step.
-      operand: its constant.
+      operand: the kernel and its bias.
       x_grid: grid of the step's input.
-      out_grid: grid of the step's output.
-      per_channel: one scale for each output channel of a kernel.
+      grid: of the kernel; it has codes.
+      params: of the grid.
+      dtype: in which the codes enter the product; float32 and bfloat16 hold them exactly.
 
     Returns:
       The codes; straight-through gradients reach the operand.
     """
+    code = grid.codes
+    assert code is not None
     value, bias = operand
-    if step.kind not in CONTRACTIONS:
-        least = out_grid.scale * jnp.float32(2.0**-8) if step.kind != "mul" else jnp.float32(0.0)
-        grid = grid_of(*widened((value.min(), value.max()), least))
-        return Coded(lattice.quantize(value, grid), grid, None)
-    axes = tuple(range(value.ndim - 1)) if per_channel else None
-    reach = lax.stop_gradient(jnp.abs(value).max(axes))
-    scale = ratio(reach, jnp.float32(127.0))
+    least = jnp.float32(0.0)
     if bias is not None:
         least = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * _LARGEST_BIAS)
-        scale = jnp.maximum(scale, least if per_channel else least.max())
-    # A channel of zeros has no scale of its own; any one gives zeros.
-    scale = jnp.where(scale > 0, scale, jnp.float32(2.0**-7))
-    codes = lattice.weight_codes(value, scale, value.ndim - 1 if per_channel else None)
+        least = lax.stop_gradient(least)
+        scale = jax.eval_shape(lambda w: code(w, params, jnp.float32(0.0))[1], value)
+        least = least if scale.ndim else least.max()
+    codes, scale = code(value, params, least)
     bias_codes = None if bias is None else lattice.bias_codes(bias, x_grid.scale, scale)
-    return Coded(codes, Affine(scale, jnp.float32(0.0)), bias_codes)
+    return Coded(codes.astype(dtype), Affine(scale, jnp.float32(0.0)), bias_codes)
+
+
+def code_constant(step: Step, operand: Operand, out_grid: Affine) -> Coded:
+    """Puts the constant of an elementwise step on an affine grid.
+
+    The grid is never so fine that XNNPACK's fixed point would lose it.
+
+    Args:
+      step: the step.
+      operand: its constant.
+      out_grid: grid of the step's output.
+
+    Returns:
+      The codes; straight-through gradients reach the operand.
+    """
+    value = operand.value
+    least = out_grid.scale * jnp.float32(2.0**-8) if step.kind != "mul" else jnp.float32(0.0)
+    grid = grid_of(*widened((value.min(), value.max()), least))
+    grid = jax.tree.map(lax.stop_gradient, grid)
+    return Coded(lattice.quantize(value, grid), grid, None)

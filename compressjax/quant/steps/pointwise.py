@@ -26,11 +26,11 @@ def same_rank(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array
 def _binary(
     function: Callable[[jax.Array, jax.Array], jax.Array], on_lattice: Callable[..., jax.Array]
 ) -> Kind:
-    """A step of two operands; the second may be a constant."""
+    """A step of two operands; the second may be a constant, the first one where `reversed`."""
 
     def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
-        del step
-        return function(*same_rank(inputs[0], inputs[1] if len(inputs) > 1 else constants[0]))
+        operands = same_rank(inputs[0], inputs[1] if len(inputs) > 1 else constants[0])
+        return function(*(operands[::-1] if step.params.get("reversed") else operands))
 
     def lattice_step(
         step: Step,
@@ -41,7 +41,9 @@ def _binary(
     ) -> Stored:
         x, grid = codes[0], grids[0]
         other, other_grid = (coded.codes, coded.grid) if coded else (codes[1], grids[1])
-        stored = on_lattice(x, other, grid, other_grid, out, lo=step.lo, hi=step.hi)
+        order = -1 if step.params.get("reversed") else 1
+        values, ends = [x, other][::order], [grid, other_grid][::order]
+        stored = on_lattice(*values, *ends, out, lo=step.lo, hi=step.hi)
         reals = [lattice.dequantize(x, grid), lattice.dequantize(other, other_grid)]
         return Stored(stored, ends_of(clamped(step, real(step, reals, ()))))
 
