@@ -20,6 +20,7 @@ import optax
 
 import compressjax as cj
 from compressjax import distill, pruning, quant
+from tests.support import bits_oracles
 
 Inputs = tuple[Any, ...]
 
@@ -489,4 +490,75 @@ _QUANTIZATION = [
     stateless("fold-batch-norm", _folded, _batch_norms, batch_norm_oracle, atol=1e-5),
 ]
 
-ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION)
+# Mixed precision: how much two layers mind 2 and 4 bits.
+
+_BIT_GRIDS = {bits: quant.grids.integer(bits) for bits in (2, 4)}
+
+
+def _two_layers(i: int) -> Inputs:
+    """Kernels [4, 6] and [6, 3], images [20, 4] and labels [20]."""
+    rng = np.random.default_rng(i)
+    first, second, x = (rng.normal(size=size) for size in ((4, 6), (6, 3), (20, 4)))
+    kernels = {"first": first.astype(np.float32), "second": second.astype(np.float32)}
+    return kernels, x.astype(np.float32), rng.integers(0, 3, 20).astype(np.int32)
+
+
+def _two_layer_logits(kernels: Any, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ kernels["first"]) @ kernels["second"]
+
+
+def _squares(kernels: Any, x: jax.Array) -> jax.Array:
+    """A loss whose Hessian is diagonal, so that random probes leave no error in its trace."""
+    return 0.5 * jnp.mean(x**2) * (jnp.sum(kernels["first"] ** 2) + jnp.sum(kernels["second"] ** 2))
+
+
+def squares_sensitivity_oracle(kernels: Any, x: np.ndarray, labels: np.ndarray) -> Any:
+    """Mean curvature times squared rounding error, from Dong et al. 2020, equation 2.11.
+
+    Args:
+      kernels: of two layers.
+      x: [B, I]; every weight's curvature is the mean of its squares.
+      labels: not used.
+
+    Returns:
+      A score for each kernel at each number of bits.
+    """
+
+    def score(kernel: np.ndarray, changed: Any) -> float:
+        moved = sum(((changed[name] - kernels[name]) ** 2).sum() for name in kernels)
+        return np.mean(np.float64(x) ** 2) * moved
+
+    return bits_oracles.each(kernels, tuple(_BIT_GRIDS), score)
+
+
+_BITS = [
+    stateless(
+        "bits-hessian",
+        lambda kernels, x, labels: quant.bits.hessian(
+            _squares, kernels, [x], _BIT_GRIDS, jax.random.key(0), select="*"
+        ),
+        _two_layers,
+        squares_sensitivity_oracle,
+    ),
+    stateless(
+        "bits-divergence",
+        lambda kernels, x, labels: quant.bits.divergence(
+            _two_layer_logits, kernels, [x], _BIT_GRIDS, select="*"
+        ),
+        _two_layers,
+        lambda kernels, x, labels: bits_oracles.divergence(kernels, x, tuple(_BIT_GRIDS)),
+        rtol=1e-4,
+    ),
+    stateless(
+        "bits-accuracy",
+        lambda kernels, x, labels: quant.bits.accuracy(
+            _two_layer_logits, kernels, [(x, labels)], _BIT_GRIDS, select="*"
+        ),
+        _two_layers,
+        lambda kernels, x, labels: bits_oracles.accuracy_lost(
+            kernels, x, labels, tuple(_BIT_GRIDS)
+        ),
+    ),
+]
+
+ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS)

@@ -1,5 +1,6 @@
 """Quantization: from float functions to LiteRT's integers, exactly."""
 
+from compressjax.quant import bits as bits
 from compressjax.quant import grids as grids
 from compressjax.quant.grids import Grid as Grid
 from compressjax.quant.grids import fake_quant as fake_quant
@@ -25,6 +26,7 @@ from compressjax.quant.spec import Spec as Spec
 from compressjax.quant.spec import dynamic as dynamic
 from compressjax.quant.spec import int8 as int8
 from compressjax.quant.spec import int16x8 as int16x8
-from compressjax.quant.spec import learned as learned
 from compressjax.quant.spec import uniform as uniform
 from compressjax.quant.spec import weight_only as weight_only
+from compressjax.quant.training import live_batch_norm as live_batch_norm
+from compressjax.quant.training import phased as phased
