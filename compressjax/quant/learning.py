@@ -1,4 +1,4 @@
-"""Learning the ranges of activations: what a loss says about the ends of a range.
+"""Learning step sizes and clips: what a loss says about the ends of a range.
 
 With straight-through rounding, the gradient of LSQ for a step size is what differentiating the
 quantizer gives: `round(v) - v` inside the range and the code of the bound outside, with
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from compressjax.quant.grids import Granularity, Grid, integer, learned_step
 from compressjax.quant.ranges import Range
 
 
@@ -22,12 +23,14 @@ class Learning(NamedTuple):
 
     Attributes:
       name: for reports.
+      kernel: `kernel(bits, granularity) -> Grid`, the grid of weights that goes with it.
       grid: `grid(ends, size, codes) -> ends`, the ends that the grid is made of; `size` is the
         number of values an example has in the tensor, `codes` the largest code above zero.
       clip: `clip(ends) -> high`, a bound that is differentiated like a clamp's, or `None`.
     """
 
     name: str
+    kernel: Callable[[int, Granularity], Grid]
     grid: Callable[[Range, int, int], Range]
     clip: Callable[[Range], jax.Array] | None
 
@@ -60,7 +63,9 @@ def _scaled_gradient_jvp(
 
 
 def lsq() -> Learning:
-    """Both ends of a range learn (LSQ+, Bhalgat et al., 2020; LSQ, Esser et al., 2020).
+    """Both ends of a range and the scales of weights learn (LSQ, Esser et al., 2020).
+
+    Learning both ends instead of the step alone is LSQ+ (Bhalgat et al., 2020).
 
     A grid of step `s` and zero point `z` has the ends `s (code - z)`, so learning the ends is
     learning step and offset. The gradient is multiplied by `1 / sqrt(N Q)` for N values and Q
@@ -76,7 +81,10 @@ def lsq() -> Learning:
         low, high = ends
         return scaled_gradient(low, factor), scaled_gradient(high, factor)
 
-    return Learning("lsq", grid, None)
+    def kernel(bits: int, granularity: Granularity) -> Grid:
+        return learned_step(bits, granularity=granularity)
+
+    return Learning("lsq", kernel, grid, None)
 
 
 def pact() -> Learning:
@@ -98,4 +106,7 @@ def pact() -> Learning:
     def clip(ends: Range) -> jax.Array:
         return jnp.asarray(ends[1], jnp.float32)
 
-    return Learning("pact", grid, clip)
+    def kernel(bits: int, granularity: Granularity) -> Grid:
+        return integer(bits, granularity=granularity)
+
+    return Learning("pact", kernel, grid, clip)

@@ -97,6 +97,7 @@ def int8(
     decay: float = 0.99,
     weights: Mapping[str, Grid | None] | None = None,
     activations: Mapping[str, Activations] | None = None,
+    learning: Learning | None = None,
     operands: Any = jnp.float32,
 ) -> Spec:
     """Specifies LiteRT's int8: symmetric weights, affine activations (Jacob et al., 2018).
@@ -106,6 +107,7 @@ def int8(
       decay: weight of the past when `observe` updates a range, in [0, 1).
       weights: other grids for some kernels, by glob; the first that matches decides.
       activations: other formats for some tensors, by glob.
+      learning: `lsq()` or `pact()`, to learn ranges by gradients; otherwise they are observed.
       operands: dtype in which codes enter convolutions and dots, float32 or bfloat16.
 
     Raises:
@@ -122,6 +124,7 @@ def int8(
         decay=decay,
         rules=weights,
         activation_rules=activations,
+        learning=learning,
         operands=operands,
     )
 
@@ -134,6 +137,7 @@ def uniform(
     decay: float = 0.99,
     rules: Mapping[str, Grid | None] | None = None,
     activation_rules: Mapping[str, Activations] | None = None,
+    learning: Learning | None = None,
     operands: Any = jnp.float32,
 ) -> Spec:
     """Specifies integers of any width (Krishnamoorthi, 2018); eight or fewer weight bits ship.
@@ -148,6 +152,7 @@ def uniform(
       decay: weight of the past when `observe` updates a range, in [0, 1).
       rules: other grids for some kernels, by glob; the first that matches decides.
       activation_rules: other formats for some tensors, by glob.
+      learning: `lsq()` or `pact()`, to learn ranges by gradients; otherwise they are observed.
       operands: dtype in which codes enter convolutions and dots, float32 or bfloat16.
 
     Raises:
@@ -165,9 +170,15 @@ def uniform(
     if not 2 <= activations <= 16:
         raise ValueError(f"activations have {activations} bits, expected 2 to 16")
     granularity = grids.per_channel() if per_channel else grids.per_tensor()
+    grid = (
+        learning.kernel(weights, granularity)
+        if learning
+        else integer(weights, granularity=granularity)
+    )
+    default = Activations(activations, learning=learning)
     return Spec(
-        weights=(*(rules or {}).items(), ("**", integer(weights, granularity=granularity))),
-        activations=(*(activation_rules or {}).items(), ("**", Activations(activations))),
+        weights=(*(rules or {}).items(), ("**", grid)),
+        activations=(*(activation_rules or {}).items(), ("**", default)),
         decay=decay,
         operands=operands,
     )
@@ -224,30 +235,6 @@ def dynamic(grid: Grid | None = None, *, rules: Mapping[str, Grid | None] | None
       Dynamic(bits=8)
     """
     return weight_only(grid, rules=rules)._replace(activations=Dynamic())
-
-
-def learned(spec: Spec, learning: Learning) -> Spec:
-    """Lets the ranges of activations learn by gradients instead of being observed.
-
-    Args:
-      spec: with static activations.
-      learning: `lsq()` or `pact()`.
-
-    Returns:
-      The spec.
-
-    Raises:
-      ValueError: if the spec has no static activations.
-
-    Example:
-      >>> from compressjax.quant.learning import lsq
-      >>> learned(uniform(weights=4, activations=4), lsq()).activations[0][1].learning.name
-      'lsq'
-    """
-    if not isinstance(spec.activations, tuple):
-        raise ValueError("only ranges of static activations can learn; this spec has none")
-    rules = tuple((glob, act._replace(learning=learning)) for glob, act in spec.activations)
-    return spec._replace(activations=rules)
 
 
 def layout(spec: Spec, plan: Plan) -> Layout:
