@@ -69,38 +69,75 @@ def run(plan: Plan, spec: Spec, qv: Variables, args: tuple[Any, ...]) -> Run:
     found = layout(spec, plan)
     grids = tensor_grids(plan, found, qv)
     constants = coded(plan, spec, found, qv, grids)
-    done = Run({}, grids, {})
-    for name, x in input_arrays(plan, args).items():
-        real = jnp.asarray(x, jnp.float32)
-        activations = found.activations[plan.ranges[name]]
-        encoded = lattice.quantize if activations.litert else simulate.encode
-        limits = () if activations.litert else (activations.codes,)
-        done.codes[name] = encoded(real, grids[name], *limits)
-        done.ends[name] = (real.min(), real.max())
+    arrays = input_arrays(plan, args)
+    done = Run(encode_inputs(plan, found, grids, arrays), grids, {})
+    done.ends.update({name: (x.min(), x.max()) for name, x in arrays.items()})
     for step in plan.steps:
-        stored = _stored(plan, found, _clipped(plan, found, qv, step), done, constants)
+        constant = constants.get(step.name)
+        stored = run_step(plan, found, qv, step, done.codes, grids, constant)
         done.codes[step.name] = stored.codes
         if stored.ends is not None and plan.ranges[step.name] not in plan.fixed:
             done.ends[step.name] = stored.ends
     return done
 
 
-def _stored(
+def encode_inputs(
+    plan: Plan, found: Layout, grids: Mapping[str, Affine], arrays: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Puts the inputs of a plan on their grids.
+
+    Args:
+      plan: the plan.
+      found: what its tensors are stored in.
+      grids: of the tensors.
+      arrays: the inputs by name, from `input_arrays`.
+
+    Returns:
+      Integer-valued float32 codes by name.
+    """
+    codes = {}
+    for name, x in arrays.items():
+        activations, real = found.activations[plan.ranges[name]], jnp.asarray(x, jnp.float32)
+        if activations.litert:
+            codes[name] = lattice.quantize(real, grids[name])
+        else:
+            codes[name] = simulate.encode(real, grids[name], activations.codes)
+    return codes
+
+
+def run_step(
     plan: Plan,
     found: Layout,
+    qv: Variables,
     step: Step,
-    done: Run,
-    constants: Mapping[str, steps.Coded | steps.Operand],
+    tensors: Mapping[str, jax.Array],
+    grids: Mapping[str, Affine],
+    constant: steps.Coded | steps.Operand | None,
 ) -> steps.Stored:
-    inputs = [done.codes[name] for name in step.inputs]
-    grids = [done.grids[name] for name in step.inputs]
-    out, constant = done.grids[step.name], constants.get(step.name)
-    if not isinstance(constant, steps.Operand) and step.name in found.exact:
-        return steps.lattice_step(step, inputs, grids, constant, out)
+    """Runs one step of a plan, on the lattice if it is exact there.
+
+    Args:
+      plan: the plan.
+      found: what its tensors are stored in.
+      qv: calibrated variables.
+      step: one of the plan's steps.
+      tensors: the codes of its inputs, by name.
+      grids: of its inputs and its output, by name.
+      constant: its constant operand, from `coded`.
+
+    Returns:
+      The codes of its output, and the ends of its range.
+    """
+    step = _clipped(plan, found, qv, step)
+    inputs = [tensors[name] for name in step.inputs]
+    from_grids, out = [grids[name] for name in step.inputs], grids[step.name]
+    if step.name in found.exact:
+        assert not isinstance(constant, steps.Operand)
+        return steps.lattice_step(step, inputs, from_grids, constant, out)
     assert not isinstance(constant, steps.Coded)
     real = [part for part in constant or () if part is not None]
     limits = found.activations[plan.ranges[step.name]].codes
-    return simulate.simulated_step(step, inputs, grids, real, out, limits)
+    return simulate.simulated_step(step, inputs, from_grids, real, out, limits)
 
 
 def _clipped(plan: Plan, found: Layout, qv: Variables, step: Step) -> Step:
