@@ -5,9 +5,10 @@
 It trains, prunes, shrinks, distils, quantizes, exports, verifies and measures, skips what it did
 before, and ends with a table in the terminal, and as JSON, PNG and one HTML page in the workdir,
 beside `model_int8.tflite`. `--config.section.key=value` changes a setting and redoes the stages
-that depend on it.
+that depend on it; `--until=train` stops after a stage.
 """
 
+import json
 import logging as stdlib_logging
 import os
 import pathlib
@@ -27,6 +28,12 @@ from experiments.pipeline import Result, run_stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a Python file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run goes.")
+UNTIL = flags.DEFINE_enum(
+    "until",
+    None,
+    [stage.name for stage in stages.STAGES],
+    "Stop after this stage, without a report. The same command without it goes on from there.",
+)
 
 
 def stage_rows(results: dict[str, Result], int8_file: str) -> list[report.StageRow]:
@@ -143,6 +150,21 @@ def run(config: Any, workdir: pathlib.Path, command: str) -> dict[str, bool]:
     return reached
 
 
+def run_until(config: Any, workdir: pathlib.Path, last: str) -> dict[str, Result]:
+    """Run the first stages of an experiment, without a report.
+
+    Args:
+      config: the whole config.
+      workdir: where everything goes; a later `run` goes on from there.
+      last: the name of the last stage to run.
+
+    Returns:
+      The result of every stage that ran.
+    """
+    names = [stage.name for stage in stages.STAGES]
+    return run_stages(stages.STAGES[: names.index(last) + 1], config, workdir)
+
+
 def _ours(record: stdlib_logging.LogRecord) -> bool:
     """Keep what the stages say, and errors; orbax reports every file it touches."""
     ours = pathlib.Path(record.pathname).parent == pathlib.Path(__file__).parent
@@ -175,8 +197,13 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
+    workdir = pathlib.Path(WORKDIR.value)
     try:
-        run(CONFIG.value, pathlib.Path(WORKDIR.value), command)
+        if UNTIL.value is None:
+            run(CONFIG.value, workdir, command)
+        else:
+            figures = run_until(CONFIG.value, workdir, UNTIL.value)[UNTIL.value].figures
+            print(json.dumps({UNTIL.value: figures}, indent=2))
     except (training.DamagedCheckpointError, training.CheckpointMismatchError) as error:
         sys.exit(f"error: {error}")
 

@@ -99,6 +99,16 @@ def test_a_second_run_does_nothing_again(whole, config):
     assert (workdir / "report.json").read_text() == report
 
 
+def test_it_can_stop_after_a_stage(whole, directory, tmp_path):
+    """And takes a stage that was done before, by its figures, without a report."""
+    shutil.copytree(whole[0] / "train", tmp_path / "train")
+    command = [*COMMAND, f"--workdir={tmp_path}", f"--config.data.directory={directory}"]
+    done = subprocess.run([*command, "--until=train"], cwd=ROOT, capture_output=True, check=True)
+    expected = json.loads((whole[0] / "train" / "result.json").read_text())["figures"]
+    assert json.loads(done.stdout) == {"train": expected}
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(whole, config, directory, tmp_path):
     command = [*COMMAND, f"--workdir={tmp_path}", f"--config.data.directory={directory}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
