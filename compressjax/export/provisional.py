@@ -20,10 +20,17 @@ import numpy as np
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
 SAME_SCALE = frozenset(
-    "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse".split()
+    "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse "
+    "maximum minimum".split()
 )
 WEIGHTED = frozenset({"conv", "depthwise_conv", "dense"})
 FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
+# What a converter is told in place of a function that it would take apart, or has no name for.
+_STAND_INS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": jax.nn.gelu,
+    "elu": jax.nn.leaky_relu,
+    "leaky_relu": jax.nn.leaky_relu,
+}
 _WEIGHT_SCALE = np.float32(2**-7)
 _MARK = 1024  # labels are 1, 1 + 1/1024, 1 + 2/1024, ...: exact in float32, far apart
 
@@ -96,9 +103,12 @@ def compute(
         constants: its dequantized constants.
 
     Returns:
-        The output. A dense step of rank above 2 is computed on rows: of unit dimensions the
-        converters would make a BATCH_MATMUL of the wrong rank.
+        The output, of a function that the converters do not know the output of another one. A
+        dense step of rank above 2 is computed on rows: of unit dimensions the converters would
+        make a BATCH_MATMUL of the wrong rank.
     """
+    if step.kind in _STAND_INS:
+        return _STAND_INS[step.kind](values[0])
     if step.kind != "dense" or values[0].ndim <= 2:
         return step.apply(*values, *constants)
     rows = values[0].reshape(-1, values[0].shape[-1])

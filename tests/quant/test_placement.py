@@ -287,6 +287,133 @@ def test_tables(fn, expected):
     assert plan.steps[0].name in plan.fixed
 
 
+def test_constant_minus_a_tensor():
+    from compressjax.quant import steps
+
+    for fn, constant in ((lambda v, x: 2.0 - x, 2.0), (lambda v, x: -x, 0.0)):
+        plan = plan_of(fn)
+        (step,) = plan.steps
+        assert step.kind == "sub" and step.params["reversed"]
+        operand = steps.operands(plan, {})[step.name].value
+        assert operand.item() == constant
+        assert steps.real_step(step, [jnp.float32(3.0)], [operand]).item() == constant - 3.0
+
+
+def test_neutral_constants_are_no_steps():
+    plan = plan_of(lambda v, x: ((x - jnp.zeros((1, 1, 1, 4))) * 1.0 + 0.0) / 1.0 + 2.0)
+    assert [(step.kind, step.inputs) for step in plan.steps] == [("add", ("input_0",))]
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind", "params"),
+    [
+        (nn.gelu, "gelu", {"approximate": True}),
+        (lambda x: nn.gelu(x, approximate=False), "gelu", {"approximate": False}),
+        (lambda x: x * 0.5 * (1 + lax.erf(x / 2**0.5)), "gelu", {"approximate": False}),
+        (
+            lambda x: 0.5 * x * (1 + jnp.tanh(0.7978846 * x * (1 + 0.044715 * x * x))),
+            "gelu",
+            {"approximate": True},
+        ),
+        (nn.elu, "elu", {}),
+        (nn.celu, "elu", {}),
+        (nn.leaky_relu, "leaky_relu", {"slope": 0.01}),
+        (lambda x: jnp.maximum(x, 0.25 * x), "leaky_relu", {"slope": 0.25}),
+        (lambda x: jnp.maximum(x, -x), "leaky_relu", {"slope": -1.0}),
+        (jnp.abs, "leaky_relu", {"slope": -1.0}),
+        (jnp.exp, "exp", {}),
+        (jnp.log, "log", {}),
+        (jnp.sqrt, "sqrt", {}),
+        (lax.rsqrt, "rsqrt", {}),
+        (lambda x: 1 / jnp.sqrt(x), "rsqrt", {}),
+        (jnp.square, "mul", {}),
+    ],
+)
+def test_functions_are_one_step_however_they_are_written(fn, kind, params):
+    plan = plan_of(lambda v, x: fn(x))
+    (step,) = plan.steps
+    assert (step.kind, step.shape) == (kind, IMAGE)
+    assert dict(step.params) == pytest.approx(params)
+    assert plan.observed == ("input_0", step.name)
+
+
+def test_a_function_is_recognised_in_half_precision():
+    plan = plan_of(lambda v, x: nn.gelu(x.astype(jnp.bfloat16)).astype(jnp.float32))
+    assert kinds(plan) == ["gelu"]
+
+
+def test_a_function_that_is_read_halfway_is_left_in_parts():
+    plan = plan_of(lambda v, x: (lambda h: (x * h, h))(jnp.tanh(x)))
+    assert kinds(plan) == ["tanh", "mul"]
+
+
+@pytest.mark.parametrize(("exponent", "products"), [(2, 1), (3, 2), (4, 2), (7, 4)])
+def test_whole_powers_are_products(exponent, products):
+    from compressjax.quant import steps
+
+    plan = plan_of(lambda v, x: nn.relu(x**exponent))
+    assert kinds(plan) == ["mul"] * products
+    assert (plan.steps[-1].lo, plan.steps[-1].name) == (0.0, "integer_pow_0")
+    real = {"input_0": jnp.float32(1.5)}
+    for step in plan.steps:
+        real[step.name] = steps.real_step(step, [real[name] for name in step.inputs], [])
+    assert real["integer_pow_0"] == 1.5**exponent
+
+
+def test_the_larger_of_two_tensors_shares_their_range():
+    plan = plan_of(lambda v, x, y: jnp.minimum(jnp.maximum(x, y), nn.sigmoid(x)), IMAGE, IMAGE)
+    assert kinds(plan) == ["maximum", "logistic", "requantize", "minimum"]
+    assert len(plan.observed) == 1
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: nn.LayerNorm()(x),
+        lambda x: nn.LayerNorm(use_fast_variance=False)(x),
+        lambda x: nn.LayerNorm(reduction_axes=(1, 2, 3))(x),
+        lambda x: nn.InstanceNorm()(x),
+    ],
+)
+def test_norms_are_placed_in_the_form_that_int8_survives(norm):
+    plan = linen(norm)
+    assert kinds(plan) == "mean sub mul mean add rsqrt mul mul add".split()
+    mean, centred, square, variance, _, _, _, scaled, _ = plan.steps
+    assert mean.params == variance.params and mean.params["keepdims"]
+    assert centred.inputs == ("input_0", mean.name)
+    assert square.inputs == (centred.name, centred.name)
+    assert centred.name in scaled.inputs
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda x: x.var((1, 2)), ["mean", "sub", "mul", "mean", "reshape"]),
+        (lambda x: x.std(-1, keepdims=True), ["mean", "sub", "mul", "mean", "sqrt"]),
+        (jax.nn.standardize, ["mean", "sub", "mul", "mean", "add", "rsqrt", "mul"]),
+        (
+            lambda x: x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-3),
+            ["mul", "mean", "add", "rsqrt", "mul"],
+        ),
+        (lambda x: (x * x).mean(-1) - 2 * x.mean(-1), ["mul", "mean", "mean", "mul", "sub"]),
+    ],
+)
+def test_variances(fn, expected):
+    plan = plan_of(lambda v, x: fn(x))
+    assert kinds(plan) == expected
+    assert plan.steps[-1].shape == fn(np.ones(IMAGE, "f")).shape
+
+
+def test_a_mean_of_squares_that_is_read_elsewhere_is_kept():
+    def fn(v, x):
+        squares = (x * x).mean(-1)
+        return squares, squares - x.mean(-1) ** 2
+
+    plan = plan_of(fn)
+    assert kinds(plan).count("mean") == 3
+    assert {step.shape for step in plan.steps if step.name in plan.outputs} == {IMAGE[:-1]}
+
+
 def test_hard_swish_is_made_of_a_clamp_and_two_products():
     plan = plan_of(lambda v, x: x * jax.nn.relu6(x + 3.0) / 6.0)
     assert bounds(plan)[0] == ("add", 0.0, 6.0)
@@ -332,9 +459,11 @@ def test_names_are_unique():
         (lambda v, x: jax.nn.softmax(x, axis=1), "over the last axis"),
         (lambda v, x: jnp.maximum(x, 0.5), "clamps only as relu"),
         (lambda v, x: jnp.minimum(x, 1.0), "clamps only as relu"),
-        (lambda v, x: 1.0 / (x + 2.0), "constant over or minus a tensor"),
-        (lambda v, x: 1.0 - x, "constant over or minus a tensor"),
+        (lambda v, x: 1.0 / (x + 2.0), "int8 division fails at run time on a divisor that is zero"),
         (lambda v, x: x / (x + 2.0), "divides by a value that depends on an input"),
+        (lambda v, x: jnp.where(x > 1, x, 2 * x), r"'gt_0' \(gt"),
+        (lambda v, x: lax.integer_pow(x, -2), "the power -2 is no product"),
+        (lambda v, x: nn.selu(x), r"\(gt"),
         (lambda v, x: jnp.einsum("bhwc,bhvc->bhwv", x, x), "only an input times a kernel"),
         (lambda v, x: jnp.einsum("bhwc,hd->bwcd", x, jnp.ones((8, 3))), "last axes"),
         (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),

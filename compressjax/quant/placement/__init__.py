@@ -6,10 +6,18 @@ output; softmax, logistic and tanh have fixed grids. Everything that depends on 
 step here or is an error: nothing falls back to float in silence.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 from compressjax.graph import Graph, Op
-from compressjax.quant.placement import contractions, moves, pointwise, windows
+from compressjax.quant.placement import (
+    contractions,
+    moves,
+    norms,
+    pointwise,
+    recognition,
+    windows,
+)
 from compressjax.quant.placement.placer import Placer, is_cast
 from compressjax.quant.plan import Plan
 
@@ -41,6 +49,15 @@ _RULES: Mapping[str, Callable[[Placer, Op], None]] = {
     "split": moves.split,
     "logistic": pointwise.unary,
     "tanh": pointwise.unary,
+    "exp": pointwise.unary,
+    "log": pointwise.unary,
+    "rsqrt": pointwise.unary,
+    "sqrt": pointwise.root,
+    "square": pointwise.power,
+    "integer_pow": pointwise.power,
+    "neg": pointwise.negate,
+    "abs": pointwise.absolute,
+    "select_n": pointwise.select,
 }
 
 
@@ -68,8 +85,17 @@ def place(graph: Graph) -> Plan:
       [('kernel', 'dense', 0.0)]
     """
     placer = Placer(graph)
+    groups: dict[Op, Callable[[], None]] = {}
+    for match in recognition.functions(graph):
+        groups[match.ops[-1]] = functools.partial(pointwise.function, placer, match)
+        placer.covered.update(match.ops)
+    for found in norms.variances(graph):
+        groups[found.ops[0]] = functools.partial(norms.place_variance, placer, found)
+        placer.covered.update(found.ops)
     for op in graph.ops:
-        if op not in placer.covered and not all(map(graph.is_static, op.outputs)):
+        if op in groups:
+            groups[op]()
+        elif op not in placer.covered and not all(map(graph.is_static, op.outputs)):
             _place_op(placer, op)
     return placer.plan()
 

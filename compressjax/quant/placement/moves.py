@@ -6,8 +6,8 @@ from compressjax.graph import Op
 from compressjax.quant.placement.placer import Placer, literal
 
 
-def concatenate(placer: Placer, op: Op) -> None:
-    """Concatenation: all parts share one range."""
+def shareable(placer: Placer, op: Op) -> list[str]:
+    """The tensors that an operation reads, ready to share one range."""
     inputs = []
     for i, value in enumerate(op.inputs):
         name = placer.tensor(op, value)
@@ -17,6 +17,12 @@ def concatenate(placer: Placer, op: Op) -> None:
                 op, "requantize", [name], None, name=f"{op.name}/part_{i}", shape=value.shape
             )
         inputs.append(name)
+    return inputs
+
+
+def concatenate(placer: Placer, op: Op) -> None:
+    """Concatenation: all parts share one range."""
+    inputs = shareable(placer, op)
     params = {"axis": int(op.params["dimension"])}
     placer.add(op, "concatenate", inputs, op.outputs[0], params=params, same_range=True)
 

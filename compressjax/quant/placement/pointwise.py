@@ -1,47 +1,172 @@
-"""Placing elementwise operations: arithmetic, clamps, tables and softmax."""
+"""Placing elementwise operations: arithmetic, clamps, functions of one tensor, and softmax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from compressjax.graph import Op, Value
+from compressjax.graph import Graph, Literal, Op, Value
+from compressjax.quant.placement.moves import shareable
 from compressjax.quant.placement.placer import FUSED_BOUNDS, Placer, clamp_bounds
+from compressjax.quant.placement.recognition import Match
+from compressjax.quant.placement.scalars import number, source
 from compressjax.quant.plan import Constant
 
 
 def elementwise(placer: Placer, op: Op) -> None:
-    """add, sub, mul, and div by a constant, of two tensors or of a tensor and a constant."""
+    """add, sub, mul and div, of two tensors or of a tensor and a constant."""
     graph = placer.graph
-    kind = op.kind
     first, second = op.inputs
-    constant = None
-    if graph.is_static(second) or graph.is_static(first):
-        static, dynamic = (second, first) if graph.is_static(second) else (first, second)
-        layout: Callable[[jax.Array], jax.Array] = jnp.atleast_1d
-        if kind == "div" and static is second:
-            kind, layout = "mul", lambda c: jnp.atleast_1d(1.0 / c)
-        if kind == "sub" and static is second:
-            kind, layout = "add", lambda c: jnp.atleast_1d(-c)
-        if kind in ("div", "sub"):
-            placer.refuse(op, "a constant over or minus a tensor is no int8 operation")
-        constant = Constant(static, None, layout)
-        inputs = [placer.tensor(op, dynamic)]
+    static = [graph.is_static(value) for value in op.inputs]
+    if op.kind == "div" and not static[1]:
+        _multiply_by_inverse(placer, op)
+    elif not any(static):
+        _arithmetic(placer, op, op.kind, [first, second])
+    elif op.kind == "sub" and static[0]:
+        constant = Constant(first, None, jnp.atleast_1d)
+        _arithmetic(placer, op, "sub", [second], constant, {"reversed": True})
     else:
-        if kind == "div":
-            placer.refuse(op, "it divides by a value that depends on an input")
-        inputs = [placer.tensor(op, first), placer.tensor(op, second)]
+        operand, dynamic = (second, first) if static[1] else (first, second)
+        neutral = 0.0 if op.kind in ("add", "sub") else 1.0
+        if number(graph, operand) == neutral and dynamic.shape == op.out_shape:
+            placer.tensors[op.outputs[0]] = placer.tensor(op, dynamic)
+            return
+        kind, layout = _LAYOUTS[op.kind]
+        _arithmetic(placer, op, kind, [dynamic], Constant(operand, None, layout))
+
+
+# As which kind an operation with a constant is placed, and how that takes the constant.
+_LAYOUTS: Mapping[str, tuple[str, Callable[[jax.Array], jax.Array]]] = {
+    "add": ("add", jnp.atleast_1d),
+    "sub": ("add", lambda c: jnp.atleast_1d(-c)),
+    "mul": ("mul", jnp.atleast_1d),
+    "div": ("mul", lambda c: jnp.atleast_1d(1.0 / c)),
+}
+
+
+def _arithmetic(
+    placer: Placer,
+    op: Op,
+    kind: str,
+    operands: Sequence[Value],
+    constant: Constant | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> None:
+    inputs = [placer.tensor(op, value) for value in operands]
     bounds, value = placer.bounds(op.outputs[0])
-    placer.add(op, kind, inputs, value, bounds=bounds, constant=constant)
+    placer.add(op, kind, inputs, value, bounds=bounds, constant=constant, params=params)
+
+
+def _multiply_by_inverse(placer: Placer, op: Op) -> None:
+    """A division by a square root, which `root` has placed as RSQRT."""
+    first, second = op.inputs
+    if not only_divides(placer.graph, placer.graph.producers.get(source(placer.graph, second))):
+        placer.refuse(
+            op,
+            "it divides by a value that depends on an input, and LiteRT's int8 division fails at "
+            "run time on a divisor that is zero on its grid. Only a square root is divided by",
+        )
+    if not placer.graph.is_static(first):
+        _arithmetic(placer, op, "mul", [first, second])
+    elif number(placer.graph, first) == 1.0:
+        placer.tensors[op.outputs[0]] = placer.tensor(op, second)
+    else:
+        _arithmetic(placer, op, "mul", [second], Constant(first, None, jnp.atleast_1d))
+
+
+def only_divides(graph: Graph, op: Op | None) -> bool:
+    """Tells whether an operation is a square root that is read as a divisor alone.
+
+    Example:
+      >>> from compressjax.graph import trace
+      >>> graph = trace(lambda v, x: 1.0 / jnp.sqrt(x), {}, 2.0)
+      >>> [only_divides(graph, op) for op in graph.ops]
+      [True, False]
+    """
+    if op is None or op.kind != "sqrt" or op.outputs[0] in graph.outputs:
+        return False
+    root = op.outputs[0]
+    readers = [
+        (reader, value)
+        for value in graph.consumers
+        if source(graph, value) is root
+        for reader in graph.consumers[value]
+        if reader.kind not in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+    ]
+    return bool(readers) and all(
+        reader.kind == "div" and reader.inputs[1] is value and reader.inputs[0] is not value
+        for reader, value in readers
+    )
+
+
+def root(placer: Placer, op: Op) -> None:
+    """A square root, or its inverse where it is only divided by."""
+    kind = "rsqrt" if only_divides(placer.graph, op) else "sqrt"
+    placer.add(op, kind, [placer.tensor(op, op.inputs[0])], op.outputs[0])
+
+
+def power(placer: Placer, op: Op) -> None:
+    """A whole power is made of products."""
+    exponent = 2 if op.kind == "square" else int(op.params["y"])
+    if exponent < 2:
+        placer.refuse(op, f"the power {exponent} is no product")
+    x = result = placer.tensor(op, op.inputs[0])
+    bits = f"{exponent:b}"[1:]
+    products = [other for bit in bits for other in (("square", "x") if bit == "1" else ("square",))]
+    bounds, value = placer.bounds(op.outputs[0])
+    for i, other in enumerate(products):
+        last = i == len(products) - 1
+        result = placer.add(
+            op,
+            "mul",
+            [result, result if other == "square" else x],
+            value if last else None,
+            name=op.name if last else f"{op.name}/product_{i}",
+            bounds=bounds if last else (None, None),
+        )
+
+
+def negate(placer: Placer, op: Op) -> None:
+    """The negative is zero minus the tensor: LiteRT's int8 NEG overlooks zero points."""
+    zero = Constant(Literal(np.zeros((), op.inputs[0].dtype)), None, jnp.atleast_1d)
+    _arithmetic(placer, op, "sub", [op.inputs[0]], zero, {"reversed": True})
+
+
+def absolute(placer: Placer, op: Op) -> None:
+    """The absolute value is a leaky ReLU of slope -1: XNNPACK runs it, but not ABS."""
+    x = placer.tensor(op, op.inputs[0])
+    placer.add(op, "leaky_relu", [x], op.outputs[0], params={"slope": -1.0})
+
+
+def function(placer: Placer, match: Match) -> None:
+    """A group of operations that is one function."""
+    op = match.ops[-1]
+    x = placer.tensor(op, match.x)
+    placer.add(op, match.kind, [x], op.outputs[0], params=match.params)
+
+
+def select(placer: Placer, op: Op) -> None:
+    """A choice that is made already."""
+    which = number(placer.graph, op.inputs[0])
+    if which is None:
+        placer.refuse(op, "it chooses by a value that depends on an input")
+    placer.tensors[op.outputs[0]] = placer.tensor(op, op.inputs[1 + int(which)])
 
 
 def relu(placer: Placer, op: Op) -> None:
-    """A ReLU that could not be fused: its input is read elsewhere too, or is no fusing step."""
-    source = next((value for value in op.inputs if not placer.graph.is_static(value)), None)
-    bounds = clamp_bounds(op, source) if source is not None else None
-    if source is None or bounds not in FUSED_BOUNDS:
+    """A ReLU that could not be fused, or the larger or smaller of two tensors."""
+    if op.kind in ("max", "min") and not any(map(placer.graph.is_static, op.inputs)):
+        inputs = shareable(placer, op)
+        kind = {"max": "maximum", "min": "minimum"}[op.kind]
+        placer.add(op, kind, inputs, op.outputs[0], same_range=True)
+        return
+    dynamic = next((value for value in op.inputs if not placer.graph.is_static(value)), None)
+    bounds = clamp_bounds(op, dynamic) if dynamic is not None else None
+    if dynamic is None or bounds not in FUSED_BOUNDS:
         placer.refuse(op, "LiteRT clamps only as relu, relu6 or relu_n1_to_1")
-    x = placer.tensor(op, source)
+    x = placer.tensor(op, dynamic)
     placer.add(op, "relu", [x], op.outputs[0], bounds=bounds, same_range=True)
 
 
