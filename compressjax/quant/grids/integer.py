@@ -59,7 +59,7 @@ def integer(bits: int, *, symmetric: bool = True, granularity: Granularity | Non
         fit=fit,
         scale=lambda scale, w: scale,
         code=lambda w, _, scale: saturate(ste_round(ratio(w, scale)), -largest, largest),
-        around=lambda w, scale: _whole_around(ratio(w, scale), -largest, largest),
+        around=lambda w, _, scale: _whole_around(ratio(w, scale), -largest, largest),
         largest=largest,
     )
 
@@ -116,7 +116,7 @@ def learned_step(bits: int, *, granularity: Granularity | None = None) -> Grid:
         fit=fit,
         scale=scale_of,
         code=code,
-        around=lambda w, scale: _whole_around(ratio(w, scale), -largest, largest),
+        around=lambda w, _, scale: _whole_around(ratio(w, scale), -largest, largest),
         largest=largest,
         learned=True,
     )

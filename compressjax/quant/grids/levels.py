@@ -138,7 +138,7 @@ def _on_levels(
         nearest = jnp.where(steps < 0, -size, size)
         return straight_through(lax.stop_gradient(nearest), saturate(steps, -largest, largest))
 
-    def around(w: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def around(w: jax.Array, _: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         steps = snapped(ratio(w, scale))
         below = cell_of(sizes, jnp.abs(steps), side="right") - 1
         above = cell_of(sizes, jnp.minimum(jnp.abs(steps), largest), side="left")

@@ -47,11 +47,12 @@ def logarithmic(bits: int, *, granularity: Granularity | None = None) -> Grid:
         return ratio(jnp.log1p(reach(granularity, w)), largest)
 
     def expand(codes: jax.Array, step: jax.Array) -> jax.Array:
-        return jnp.sign(codes) * jnp.expm1(jnp.abs(codes) * step)
+        sign = _sign(codes)
+        return sign * jnp.expm1(sign * codes * step)
 
     def steps_of(w: jax.Array, params: jax.Array) -> tuple[jax.Array, jax.Array]:
         step = granularity.spread(usable(params), w.shape)
-        return ratio(jnp.sign(w) * jnp.log1p(jnp.abs(w)), step), step
+        return ratio(_sign(w) * jnp.log1p(_sign(w) * w), step), step
 
     def project(w: jax.Array, params: jax.Array) -> jax.Array:
         steps, step = steps_of(w, params)
@@ -63,3 +64,8 @@ def logarithmic(bits: int, *, granularity: Granularity | None = None) -> Grid:
         return expand(jnp.floor(steps), step), expand(jnp.ceil(steps), step)
 
     return Grid(f"log{bits} {granularity.name}", bits, fit, project, None, around)
+
+
+def _sign(x: jax.Array) -> jax.Array:
+    """The sign, that of zero being one: so zero too has a slope on both sides of a logarithm."""
+    return jnp.where(x < 0, -1.0, 1.0)

@@ -101,7 +101,7 @@ def scaled(
     fit: Callable[..., Params],
     scale: Callable[[Params, jax.Array], jax.Array],
     code: Callable[[jax.Array, Params, jax.Array], jax.Array],
-    around: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    around: Callable[[jax.Array, Params, jax.Array], tuple[jax.Array, jax.Array]],
     largest: float,
     learned: bool = False,
 ) -> Grid:
@@ -116,7 +116,7 @@ def scaled(
       code: `code(w, params, scale) -> codes`, with the scale spread over `w` and perhaps raised
         above the one that `params` say; differentiable to `w`, `params` and `scale` so that the
         product of codes and scale has the gradient wanted.
-      around: `around(w, scale) -> (below, above)`, integers on either side of `w / scale`.
+      around: `around(w, params, scale) -> (below, above)`, codes on either side of `w / scale`.
       largest: the largest code.
       learned: see `Grid`.
 
@@ -134,7 +134,7 @@ def scaled(
 
     def values_around(w: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
         wide = granularity.spread(usable(scale(params, w)), w.shape)
-        below, above = around(w, wide)
+        below, above = around(w, params, wide)
         return below * wide, above * wide
 
     return Grid(

@@ -46,10 +46,11 @@ def ternary(*, granularity: Granularity | None = None) -> Grid:
         exact = jnp.where(large, jnp.sign(w) * size, 0.0)
         return straight_through(lax.stop_gradient(exact), ratio(w, lax.stop_gradient(scale)))
 
-    def around(w: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def around(w: jax.Array, params: Params, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = _resized(granularity, params["scale"], w, scale)
         below = jnp.where(w >= scale, 1.0, jnp.where(w < 0, -1.0, 0.0))
         above = jnp.where(w <= -scale, -1.0, jnp.where(w > 0, 1.0, 0.0))
-        return below, above
+        return below * size, above * size
 
     return scaled(
         "ternary",
@@ -91,8 +92,9 @@ def binary(*, granularity: Granularity | None = None) -> Grid:
         slope = ratio(w * share, lax.stop_gradient(scale)) + saturate(w, -1.0, 1.0)
         return straight_through(lax.stop_gradient(exact), slope)
 
-    def around(w: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.where(w >= scale, 1.0, -1.0), jnp.where(w <= -scale, -1.0, 1.0)
+    def around(w: jax.Array, params: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = _resized(granularity, params, w, scale)
+        return size * jnp.where(w >= scale, 1.0, -1.0), size * jnp.where(w <= -scale, -1.0, 1.0)
 
     return scaled(
         "binary",
