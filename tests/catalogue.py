@@ -20,7 +20,8 @@ import optax
 
 import compressjax as cj
 from compressjax import distill, pruning, quant
-from tests.support import bits_oracles
+from compressjax.quant import grids
+from tests.support import bits_oracles, grid_oracles
 
 Inputs = tuple[Any, ...]
 
@@ -369,12 +370,29 @@ def _activations(i: int) -> Inputs:
     return (np.random.default_rng(i).normal(0.1 * i, 1 + i, (4, 3)).astype(np.float32),)
 
 
-def _observed(name: str, observer: quant.Observer, oracle: Callable[..., Any]) -> Row:
+def _tails(i: int) -> Inputs:
+    """Values with a heavy tail and growing extremes, [N]."""
+    tail = np.abs(np.random.default_rng(i).standard_t(3, 1000)) * (1 + i)
+    return (tail.astype(np.float32),)
+
+
+def _observed(
+    name: str,
+    observer: quant.Observer,
+    oracle: Callable[..., Any],
+    inputs: Callable[[int], Inputs] = _activations,
+    atol: float = 1e-7,
+) -> Row:
     def step(state: Any, values: jax.Array) -> tuple[Any, Any]:
         state = observer.update(state, values)
         return observer.find(state), state
 
-    return Row(name, lambda values: observer.init(), step, _activations, oracle, steps=4)
+    return Row(name, lambda values: observer.init(), step, inputs, oracle, steps=4, atol=atol)
+
+
+def _of_all(oracle: Callable[[np.ndarray], Any]) -> Callable[[Sequence[Inputs]], Any]:
+    """Makes an oracle of the values of all batches one of a row's history."""
+    return lambda history: oracle(np.concatenate([values for (values,) in history]))
 
 
 def min_max_oracle(history: Sequence[Inputs]) -> tuple[np.ndarray, np.ndarray]:
@@ -486,6 +504,25 @@ def batch_norm_oracle(
 _QUANTIZATION = [
     _observed("observer-min-max", quant.min_max(), min_max_oracle),
     _observed("observer-moving-average", quant.moving_average(0.5), moving_average_oracle),
+    _observed(
+        "observer-per-channel",
+        quant.per_channel(quant.min_max(), 3),
+        _of_all(lambda values: (values.min(0), values.max(0))),
+    ),
+    _observed(
+        "observer-percentile",
+        quant.percentile(99.0),
+        _of_all(lambda values: observer_oracles.percentile(values, 99.0)),
+        _tails,
+        atol=128 / observer_oracles.BINS,
+    ),
+    _observed(
+        "observer-mse",
+        quant.mse(bits=4),
+        _of_all(lambda values: observer_oracles.least_end(values, bits=4)),
+        _tails,
+    ),
+    _observed("observer-entropy", quant.entropy(), _of_all(observer_oracles.entropy), _tails),
     stateless("quantize-dense", _quantized_dense, _activations, int8_dense_oracle),
     stateless("fold-batch-norm", _folded, _batch_norms, batch_norm_oracle, atol=1e-5),
 ]
@@ -561,4 +598,68 @@ _BITS = [
     ),
 ]
 
-ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS)
+
+def _weights(i: int) -> Inputs:
+    """A kernel, [I, O], a third of it pruned away."""
+    rng = np.random.default_rng(i)
+    return ((rng.normal(size=(12, 3)) * (rng.random((12, 3)) > 0.3)).astype(np.float32),)
+
+
+def _on_grid(name: str, grid: quant.Grid, oracle: Callable[[np.ndarray], np.ndarray]) -> Row:
+    return stateless(f"grid-{name}", lambda w: grid.project(w, grid.fit(w)), _weights, oracle)
+
+
+def _alone(oracle: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """What an oracle makes of the weights that are not zero; zeros stay."""
+
+    def project(w: np.ndarray) -> np.ndarray:
+        value = np.zeros(w.shape)
+        value[w != 0] = oracle(np.float64(w[w != 0]))
+        return value
+
+    return project
+
+
+_CHANNEL, _TENSOR = grid_oracles.by_channel, grid_oracles.by_tensor
+_GRIDS = [
+    _on_grid("int4", grids.integer(4), _CHANNEL(grid_oracles.symmetric(4))),
+    _on_grid("affine-int4", grids.integer(4, symmetric=False), _CHANNEL(grid_oracles.affine(4))),
+    _on_grid(
+        "int4-per-block",
+        grids.integer(4, granularity=grids.per_block(4)),
+        grid_oracles.by_block(grid_oracles.symmetric(4), 4),
+    ),
+    _on_grid("learned-step", grids.learned_step(4), _CHANNEL(grid_oracles.learned_step_start(4))),
+    _on_grid("ternary", grids.ternary(), _TENSOR(grid_oracles.ternary)),
+    _on_grid(
+        "trained-ternary",
+        grids.trained_ternary(0.05),
+        _TENSOR(grid_oracles.trained_ternary_start(0.05)),
+    ),
+    _on_grid("binary", grids.binary(), _CHANNEL(grid_oracles.binary)),
+    _on_grid("power-of-two", grids.power_of_two(4), _CHANNEL(grid_oracles.power_of_two(4))),
+    _on_grid(
+        "additive-power-of-two",
+        grids.additive_power_of_two(4),
+        _CHANNEL(grid_oracles.additive_power_of_two(4)),
+    ),
+    _on_grid("logarithmic", grids.logarithmic(4), _CHANNEL(grid_oracles.logarithmic(4))),
+    _on_grid("codebook", grids.codebook(4), _TENSOR(grid_oracles.codebook(4))),
+    _on_grid(
+        "keep-zeros-codebook",
+        quant.keep_zeros(grids.codebook(4)),
+        _alone(grid_oracles.codebook(4)),
+    ),
+    _on_grid("bfloat16", grids.bfloat16(), lambda w: w.astype(jnp.bfloat16).astype(np.float32)),
+    _on_grid("float16", grids.float16(), lambda w: w.astype(np.float16).astype(np.float32)),
+    stateless(
+        "grid-fake-quant",
+        lambda w: quant.fake_quant(
+            {"a": {"kernel": w, "bias": w}}, {"**/kernel": grids.integer(3)}
+        ),
+        _weights,
+        lambda w: {"a": {"kernel": _CHANNEL(grid_oracles.symmetric(3))(w), "bias": w}},
+    ),
+]
+
+ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS, *_GRIDS)
