@@ -21,7 +21,7 @@ import optax
 import compressjax as cj
 from compressjax import distill, pruning, quant
 from compressjax.quant import grids
-from tests.support import bits_oracles, grid_oracles
+from tests.support import bits_oracles, grid_oracles, observer_oracles
 
 Inputs = tuple[Any, ...]
 

@@ -85,6 +85,13 @@ def least_squared_error(values: np.ndarray, bits: int = 8, candidates: int = 40)
     )
 
 
+def least_end(values: np.ndarray, bits: int) -> tuple[float, float]:
+    """The range of positive values with the least error, among ends 1/256 of an octave apart."""
+    ends = np.exp2(-np.arange(4 * 256) / 256) * values.max()
+    errors = [squared_error(values, values.min(), end, bits) for end in ends]
+    return float(values.min()), float(ends[np.argmin(errors)])
+
+
 def percentile(values: np.ndarray, p: float) -> tuple[float, float]:
     """The outermost values that are not cut off."""
     return (
