@@ -1,0 +1,267 @@
+"""Equalization finds its pairs, leaves the function as it is, and makes per-tensor int8 usable."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import compressjax as cj
+from compressjax import quant, tree
+from tests.support import topologies
+
+IMAGE = topologies.IMAGE
+SEEN = np.random.default_rng(11).normal(size=(64, 8, 8, 3)).astype(np.float32)
+
+
+def linen(body, x=IMAGE, spread=1.0, seed=0):
+    """A folded network whose channels have ranges that differ by `exp(spread)`."""
+    fn, variables = topologies.linen(body, x, seed)
+    fn, variables = cj.fold_batch_norm(fn, variables, x)
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, w):
+        if not path.endswith("kernel"):
+            return jnp.asarray(w)
+        w = np.asarray(w)
+        return jnp.asarray(w * np.exp(rng.normal(0, spread, w.shape[-2:])), w.dtype)
+
+    return fn, tree.map_with_path(leaf, variables)
+
+
+def gap(found, expected):
+    expected = np.asarray(expected, np.float64)
+    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+
+
+def check(fn, variables, x=IMAGE, limit=1e-5, **kwargs):
+    new_fn, new = quant.equalize(fn, variables, x, **kwargs)
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), variables
+    )
+    assert gap(jax.jit(new_fn)(new, x), jax.jit(fn)(variables, x)) < limit
+    return new_fn, new
+
+
+def ranges(pair, variables):
+    """Largest absolute weight of each channel in both kernels of a pair."""
+    leaves = tree.paths(variables)
+    made, read = (np.abs(k.take(leaves[k.path])) for k in (pair.first, pair.second))
+    by_position = read.max((0, 3)).T.ravel()
+    r2 = np.zeros(pair.first.width)
+    np.maximum.at(r2, pair.channel, by_position)
+    return made.max((0, 1)).ravel(), r2
+
+
+def conv_dense_of(x):
+    return topologies.head(nn.relu(nn.Conv(6, (3, 3))(x)))
+
+
+def pooled(x):
+    x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3))(x)), (2, 2), strides=(2, 2), padding="SAME")
+    x = nn.avg_pool(nn.relu(nn.Conv(5, (3, 3))(x)), (2, 2), padding="SAME")
+    return topologies.head(nn.Conv(5, (1, 1))(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))))
+
+
+def triple(x):
+    x = nn.relu(nn.Conv(12, (1, 1))(x))
+    x = nn.relu(nn.Conv(12, (3, 3), feature_group_count=12, strides=2)(x))
+    return nn.Conv(4, (1, 1))(x)
+
+
+def grouped_shuffle(x):
+    x = nn.relu(nn.Conv(8, (1, 1))(x))
+    x = nn.relu(nn.Conv(8, (1, 1), feature_group_count=2)(x))
+    x = x.reshape(*x.shape[:3], 2, 4).swapaxes(-1, -2).reshape(*x.shape[:3], 8)
+    x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+    return nn.Conv(4, (1, 1), feature_group_count=4)(x)
+
+
+def upscaled(x):
+    x = nn.relu(nn.ConvTranspose(6, (2, 2), strides=(2, 2))(x))
+    return nn.relu(nn.DenseGeneral(4, axis=(1, 2, 3))(x)) * 0.5
+
+
+def linear_steps(x):
+    x = nn.Dense(5, use_bias=False)(nn.Conv(6, (3, 3))(x))
+    return nn.Dense(3)(-jnp.abs(jnp.flip(x, -1)).max((1, 2)) / 3.0)
+
+
+def channels_first_flat(x):
+    x = nn.relu(nn.Conv(6, (3, 3), strides=2)(x)).transpose(0, 3, 1, 2)
+    return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+BODIES = {
+    conv_dense_of: 1,
+    pooled: 3,
+    triple: 2,
+    grouped_shuffle: 3,
+    upscaled: 1,
+    linear_steps: 2,
+    topologies.flattened: 2,
+    channels_first_flat: 1,
+    topologies.channel_multiplier: 3,
+    topologies.plain: 2,
+}
+named = {"ids": lambda body: getattr(body, "__name__", "")}
+
+
+@pytest.mark.parametrize("body", BODIES, **named)
+def test_the_function_stays_and_ranges_become_equal(body):
+    fn, variables = linen(body)
+    _, new = check(fn, variables)
+    pairs = quant.layer_pairs(fn, variables, IMAGE)
+    assert len(pairs.found) == BODIES[body], str(pairs)
+    before = [ranges(pair, variables) for pair in pairs.found]
+    after = [ranges(pair, new) for pair in pairs.found]
+    assert max(np.abs(np.log(r1 / r2)).max() for r1, r2 in before) > 1.0
+    for r1, r2 in after:
+        np.testing.assert_allclose(r1, r2, rtol=5e-3)
+
+
+@pytest.mark.parametrize("body", topologies.TOPOLOGIES, **named)
+def test_no_architecture_is_changed(body):
+    if body is topologies.depthwise:
+        pytest.skip("has ReLU6, which is replaced")
+    check(*linen(body))
+
+
+def test_it_is_exact_in_double_precision():
+    with jax.enable_x64(True):
+        fn, variables = linen(triple)
+        variables = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), variables)
+        check(fn, variables, IMAGE.astype(np.float64), limit=1e-12)
+
+
+def oracle(weights, biases, steps=200):
+    """Equations 9 to 11 of Nagel et al. (2019), one pair after the other, on `[I, O]` kernels."""
+    weights = [np.array(w, np.float64) for w in weights]
+    biases = [np.array(b, np.float64) for b in biases]
+    for _ in range(steps):
+        for i in range(len(weights) - 1):
+            r1, r2 = np.abs(weights[i]).max(0), np.abs(weights[i + 1]).max(1)
+            s = np.sqrt(r1 * r2) / r2
+            weights[i], biases[i] = weights[i] / s, biases[i] / s
+            weights[i + 1] = weights[i + 1] * s[:, None]
+    return weights, biases
+
+
+def mlp(v, x):
+    for name in "ab":
+        x = jax.nn.relu(x @ v[name]["kernel"] + v[name]["bias"][None])
+    return x @ v["c"]["kernel"] + v["c"]["bias"][None]
+
+
+def mlp_variables(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"a": (4, 6), "b": (6, 5), "c": (5, 3)}
+    return {
+        name: {
+            "kernel": jnp.asarray(rng.normal(size=s) * np.exp(rng.normal(0, 2, s)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=s[1:]), jnp.float32),
+        }
+        for name, s in shapes.items()
+    }
+
+
+def test_the_numbers_are_those_of_the_paper():
+    variables = mlp_variables()
+    _, new = check(mlp, variables, SEEN[:5, 0, 0, :1] * np.ones((1, 4), np.float32))
+    weights, biases = oracle(
+        [variables[k]["kernel"] for k in "abc"], [variables[k]["bias"] for k in "abc"]
+    )
+    for name, w, b in zip("abc", weights, biases, strict=True):
+        np.testing.assert_allclose(new[name]["kernel"], w, rtol=5e-3)
+        np.testing.assert_allclose(new[name]["bias"], b, rtol=5e-3)
+
+
+def test_a_depthwise_triple_has_the_closed_form():
+    fn, variables = linen(triple)
+    _, new = check(fn, variables)
+    first, second = quant.layer_pairs(fn, variables, IMAGE).found
+    r1, r2 = ranges(first, variables)
+    _, r3 = ranges(second, variables)
+    for found in (*ranges(first, new), *ranges(second, new)):
+        np.testing.assert_allclose(found, np.cbrt(r1 * r2 * r3), rtol=5e-3)
+
+
+def test_dead_channels_stay_as_they_are():
+    variables = mlp_variables()
+    variables["a"]["kernel"] = variables["a"]["kernel"].at[:, 1].set(0.0)
+    variables["b"]["kernel"] = variables["b"]["kernel"].at[2].set(0.0).at[:, 3].set(0.0)
+    _, new = check(mlp, variables, SEEN[:5, 0, 0, :1] * np.ones((1, 4), np.float32))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+    for channel in (1, 2):
+        np.testing.assert_array_equal(new["a"]["bias"][channel], variables["a"]["bias"][channel])
+    assert not np.any(new["b"]["kernel"][2]) and not np.any(new["a"]["kernel"][:, 1])
+
+
+def test_any_batch_size_and_jit_of_the_whole():
+    fn, variables = linen(topologies.depthwise)
+    apply, new = quant.equalize(fn, variables, IMAGE[:1])
+    eager = apply(new, SEEN)
+    jitted = jax.jit(lambda v, x: quant.equalize(fn, v, IMAGE[:1])[1])(variables, IMAGE)
+    np.testing.assert_allclose(jax.jit(apply)(jitted, SEEN), eager, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_channels_first_kernels(groups):
+    def fn(v, x):
+        for name, count in (("a", 1), ("b", groups)):
+            x = lax.conv_general_dilated(
+                x, v[name]["w"], (1, 1), "SAME",
+                dimension_numbers=("NCHW", "OIHW", "NCHW"), feature_group_count=count,
+            )  # fmt: skip
+            x = jax.nn.relu(x - v[name]["shift"].reshape(1, -1, 1, 1))
+        return x
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (6, 3, 3, 3), "b": (6, 6 // groups, 3, 3)}
+    variables = {
+        name: {
+            "w": jnp.asarray(rng.normal(size=s) * np.exp(rng.normal(0, 2, (s[0], 1, 1, 1))), "f"),
+            "shift": jnp.asarray(rng.normal(size=s[0]), "f"),
+        }
+        for name, s in shapes.items()
+    }
+    x = IMAGE.transpose(0, 3, 1, 2)
+    _, new = check(fn, variables, x)
+    (pair,) = quant.layer_pairs(fn, variables, x).found
+    np.testing.assert_allclose(*ranges(pair, new), rtol=5e-3)
+
+
+W = {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3)), "c": jnp.arange(3.0)[None]}
+LEFT = {
+    "output": (lambda v, x: x @ v["a"], "a", "output of the function"),
+    "two readers": (lambda v, x: (lambda y: y @ v["b"] + y)(x @ v["a"]), "a", "are read by b, add"),
+    "shared": (lambda v, x: x @ v["a"] @ v["a"], "a", "computed, or used more than once"),
+    "computed": (lambda v, x: x @ v["a"] @ (2.0 * v["b"]), "a", "computed, or used more"),
+    "not homogeneous": (lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"], "a", "tanh has no rule"),
+    "clipped elsewhere": (lambda v, x: jnp.clip(x @ v["a"], -1, 1) @ v["b"], "a", "something else"),
+    "factor": (lambda v, x: (x @ v["a"] * v["c"]) @ v["b"], "a", "fold_batch_norm"),
+    "constant": (lambda v, x: (x @ v["a"] + 1.0) @ v["b"], "a", "no bias variable of its own"),
+    "bias elsewhere": (lambda v, x: (x @ v["a"] + v["c"]) @ v["b"] + v["c"], "a", "of its own"),
+    "joined": (lambda v, x: (x @ v["a"] + x) @ v["b"], "a", "joins the channels"),
+    "squared": (lambda v, x: jnp.square(x @ v["a"]) @ v["b"], "a", "square"),
+    "times itself": (lambda v, x: (lambda y: y * y)(x @ v["a"]) @ v["b"], "a", "twice"),
+    "over channels": (lambda v, x: (x @ v["a"]).sum(1)[None], "a", "goes over the channels"),
+    "other axis": (lambda v, x: v["b"] @ (x @ v["a"]), "a", "does not sum over the channels"),
+    "divides": (lambda v, x: (1.0 / (x @ v["a"])) @ v["b"], "a", "divides by the channels"),
+    "split": (lambda v, x: (x @ jnp.zeros((3, 4)) @ v["d"]).reshape(-1, 2, 2).sum(1) @ v["e"], "d",
+              "splits the channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_cannot_be_equalized_is_left_alone_and_named(name):
+    fn, path, why = LEFT[name]
+    variables = {**W, "d": jnp.ones((4, 4)), "e": jnp.ones((2, 3))}
+    x = jnp.ones((3, 3))
+    pairs = quant.layer_pairs(fn, variables, x)
+    assert not [pair for pair in pairs.found if pair.first.path == path]
+    assert why in pairs.left[path], str(pairs)
+    _, new = quant.equalize(fn, variables, x)
+    np.testing.assert_array_equal(new[path], variables[path])
