@@ -70,6 +70,21 @@ def test_fitted_params_are_used_and_trained():
     assert float(slopes["head/kernel"].sum()) == 24.0 and not slopes["conv/kernel"].any()
 
 
+def test_a_key_rounds_at_random_and_each_leaf_by_its_own_draw():
+    tree = {"a": params()["head"], "b": params()["head"]}
+    rules = {"**/kernel": grids.integer(3)}
+    fitted = quant.fit_grids(tree, rules)
+    first, again, other = (
+        quant.fake_quant(tree, rules, fitted, rng=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [first["a"]["kernel"], first["b"]["kernel"], other["a"]["kernel"]]
+    for i, one in enumerate(kernels):
+        assert all((one != two).any() for two in kernels[:i])
+        below, above = grids.integer(3).around(tree["a"]["kernel"], fitted["a/kernel"])
+        assert ((one == below) | (one == above)).all()
+
+
 def test_leaves_keep_their_dtype():
     tree = {"kernel": jnp.ones((4, 2), jnp.bfloat16)}
     assert quant.fake_quant(tree, {"kernel": grids.integer(4)})["kernel"].dtype == jnp.bfloat16

@@ -14,7 +14,7 @@ from compressjax.quant.grids.integer import integer, learned_step
 from compressjax.quant.grids.levels import additive_power_of_two, power_of_two
 from compressjax.quant.grids.logarithmic import logarithmic
 from compressjax.quant.grids.ternary import binary, ternary, trained_ternary
-from compressjax.quant.grids.trees import Rules, fake_quant, fit_grids
+from compressjax.quant.grids.trees import Rules, fake_quant, fit_at, fit_grids
 
 __all__ = [
     "Granularity",
@@ -26,6 +26,7 @@ __all__ = [
     "binary",
     "codebook",
     "fake_quant",
+    "fit_at",
     "fit_grids",
     "float16",
     "integer",

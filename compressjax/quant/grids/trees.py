@@ -4,19 +4,44 @@ For users who want the number format alone, in a float network of any framework;
 gives the activations their grids and computes what the phone computes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from compressjax import tree
-from compressjax.quant.grids.grid import Grid, Params
+from compressjax.quant.grids.grid import Grid, Params, stochastic
 
 PyTree = Any
 Rules = Mapping[str, Grid | None] | Iterable[tuple[str, Grid | None]]
-_T = TypeVar("_T")
+
+
+def fit_at(path: str, grid: Grid, w: jax.Array) -> Params:
+    """Fits a grid to a kernel; an error says which.
+
+    Args:
+      path: what the kernel is called.
+      grid: the grid.
+      w: the kernel, float32.
+
+    Returns:
+      The grid's params.
+
+    Raises:
+      ValueError: if the kernel does not suit the grid: a codebook larger than it, blocks that do
+        not divide it.
+
+    Example:
+      >>> from compressjax.quant.grids import integer
+      >>> fit_at('dense/kernel', integer(2), jnp.array([[-3.0, 2.0]])).tolist()
+      [3.0, 2.0]
+    """
+    try:
+        return grid.fit(w)
+    except ValueError as error:
+        raise ValueError(f"{path!r} does not suit the grid {grid.name!r}: {error}") from error
 
 
 def fit_grids(params: PyTree, rules: Rules) -> dict[str, Params]:
@@ -40,13 +65,16 @@ def fit_grids(params: PyTree, rules: Rules) -> dict[str, Params]:
       >>> fit_grids(params, [('**/kernel', codebook(2))])['dense/kernel'].tolist()
       [-1.5, 1.25]
     """
-    return {
-        path: _named(path, grid, grid.fit, leaf)
-        for path, (leaf, grid) in _chosen(params, rules).items()
-    }
+    return {path: fit_at(path, grid, leaf) for path, (leaf, grid) in _chosen(params, rules).items()}
 
 
-def fake_quant(params: PyTree, rules: Rules, fitted: Mapping[str, Params] | None = None) -> PyTree:
+def fake_quant(
+    params: PyTree,
+    rules: Rules,
+    fitted: Mapping[str, Params] | None = None,
+    *,
+    rng: jax.Array | None = None,
+) -> PyTree:
     """Puts the leaves that rules choose on their grids; straight-through gradients pass.
 
     Pure and jittable. Without `fitted`, grids are fitted to the leaves of this call.
@@ -56,6 +84,8 @@ def fake_quant(params: PyTree, rules: Rules, fitted: Mapping[str, Params] | None
       rules: see `fit_grids`.
       fitted: the params of the grids by path, as `fit_grids` gives them; differentiated by each
         grid's own rule.
+      rng: a key, to round at random to one of the two neighbours (`stochastic`); without it,
+        weights go where the grid projects them.
 
     Returns:
       A tree like `params`, of the same dtypes.
@@ -69,18 +99,20 @@ def fake_quant(params: PyTree, rules: Rules, fitted: Mapping[str, Params] | None
       >>> fake_quant(params, {'**/kernel': ternary()})['dense']['kernel'].tolist()
       [[1.5, 0.0], [-1.5, 0.0]]
     """
+    chosen = _chosen(params, rules)
+    if fitted is None:
+        fitted = {path: fit_at(path, grid, leaf) for path, (leaf, grid) in chosen.items()}
     found = {}
-    for path, (leaf, grid) in _chosen(params, rules).items():
-        if fitted is None:
-            own = _named(path, grid, grid.fit, leaf)
-        elif path in fitted:
-            own = fitted[path]
-        else:
+    for i, (path, (leaf, grid)) in enumerate(chosen.items()):
+        if path not in fitted:
             raise ValueError(
                 f"{path!r} has no fitted params for the grid {grid.name!r}: fit them with "
                 "fit_grids(params, rules), with the same rules"
             )
-        found[path] = _named(path, grid, grid.project, leaf, own)
+        if rng is None:
+            found[path] = grid.project(leaf, fitted[path])
+        else:
+            found[path] = stochastic(leaf, grid, fitted[path], jax.random.fold_in(rng, i))
     return tree.map_with_path(
         lambda path, leaf: found[path].astype(leaf.dtype) if path in found else leaf, params
     )
@@ -103,11 +135,3 @@ def _checked(path: str, leaf: Any) -> jax.Array:
     if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf, "float32")).all():
         raise ValueError(f"{path!r} holds NaN or infinity, which no grid can represent")
     return jnp.asarray(leaf, jnp.float32)
-
-
-def _named(path: str, grid: Grid, function: Callable[..., _T], *args: Any) -> _T:
-    """Calls a grid's function on a leaf; its errors say which."""
-    try:
-        return function(*args)
-    except ValueError as error:
-        raise ValueError(f"{path!r} does not suit the grid {grid.name!r}: {error}") from error
