@@ -8,16 +8,19 @@ steps of both sorts; unlike the lattice it does not promise anyone's exact numbe
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from compressjax.quant.lattice import Affine
-from compressjax.quant.lattice.grid import ratio, saturate, ste_round
+from compressjax.quant.lattice.grid import clamped_like, f32, ratio
 from compressjax.quant.plan import Step
 from compressjax.quant.steps import Stored, real_step
 from compressjax.quant.steps.kind import ends_of
 
 
 def encode(real: jax.Array, grid: Affine, codes: tuple[int, int]) -> jax.Array:
-    """Rounds real values to codes of any width; straight-through inside the range.
+    """Rounds real values to codes of any width.
+
+    The gradient passes where the value before rounding is in range, as LSQ has it.
 
     Args:
       real: float32 of any shape.
@@ -32,8 +35,9 @@ def encode(real: jax.Array, grid: Affine, codes: tuple[int, int]) -> jax.Array:
       >>> encode(jnp.array([0.2, 9.0]), Affine(jnp.float32(0.5), jnp.float32(0.0)), (-8, 7))
       Array([0., 7.], dtype=float32)
     """
-    steps = ste_round(ratio(real, grid.scale)) + grid.zero_point
-    return saturate(steps, float(codes[0]), float(codes[1]))
+    steps, ends = ratio(real, grid.scale), (f32(codes[0]), f32(codes[1]))
+    exact = jnp.clip(jnp.round(steps) + grid.zero_point, *ends)
+    return clamped_like(exact, steps + grid.zero_point, *ends)
 
 
 def decode(codes: jax.Array, grid: Affine) -> jax.Array:

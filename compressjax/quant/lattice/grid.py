@@ -194,7 +194,7 @@ def bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, 
 
     def code(value: float) -> jax.Array:
         steps = jnp.float32(value) / f32(out.scale) + f32(out.zero_point)
-        return jnp.clip(ste_round(steps), CODE_MIN, CODE_MAX)
+        return saturate(ste_round(steps), CODE_MIN, CODE_MAX)
 
     return (
         jnp.float32(CODE_MIN) if lo is None else code(lo),
