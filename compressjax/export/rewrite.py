@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import flatbuffer
+from compressjax.export import flatbuffer, operators
 from compressjax.export._require import require
 from compressjax.export.match import Matched, match
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
@@ -47,7 +47,7 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
         scale, zero_point = grids[value]
         _set_grid(graph.tensors[tensor], scale, zero_point, 0)
     for operator, name in matched.steps:
-        _set_function(model, operator, steps[name])
+        operators.correct(model, operator, steps[name])
         writer = _Constants(model, operator, steps[name], labels[name])
         writer.write(grids[steps[name].inputs[0]][0], matched)
     _name_ends(graph, model.signatureDefs[0], matched, plan)
@@ -65,20 +65,6 @@ def _set_grid(tensor: Any, scale: np.ndarray | float, zero_point: int, axis: int
     tensor.quantization = schema.QuantizationParametersT(
         scale=scales, zeroPoint=points, quantizedDimension=axis
     )
-
-
-def _set_function(model: Any, operator: Any, step: FrozenStep) -> None:
-    """Turns what stands in for a function into the function."""
-    schema = require("ai_edge_litert.schema_py_generated")
-    if step.kind == "gelu":
-        operator.builtinOptions.approximate = bool(step.params["approximate"])
-    elif step.kind == "leaky_relu":
-        operator.builtinOptions.alpha = float(step.params["slope"])  # type: ignore[arg-type]
-    elif step.kind == "elu":
-        elu = schema.BuiltinOperator.ELU
-        model.operatorCodes.append(schema.OperatorCodeT(elu, builtinCode=elu, version=1))
-        operator.opcodeIndex = len(model.operatorCodes) - 1
-        operator.builtinOptionsType, operator.builtinOptions = 0, None
 
 
 class _Constants:

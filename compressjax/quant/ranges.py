@@ -122,7 +122,7 @@ def feasible(
         elif step.kind in ("add", "sub"):
             largest = jnp.stack([scale(name) for name in step.inputs]).max()
             raise_to(step.name, largest / _LARGEST_RATIO)
-        elif step.kind == "mul" and len(step.inputs) == 2:
+        elif step.kind in ("mul", "batch_matmul") and len(step.inputs) == 2:
             product = scale(step.inputs[0]) * scale(step.inputs[1])
             raise_to(step.name, product / _LARGEST_MULTIPLIER)
     for step in reversed(plan.steps):

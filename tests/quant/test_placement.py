@@ -71,6 +71,41 @@ def test_contractions(layer, expected):
     assert plan.steps[-1].shape == out.shape
 
 
+KERNEL = jnp.ones((8, 3))
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda v, x: jnp.einsum("bhwc,wd->bhcd", x, KERNEL), ["transpose", "dense"]),
+        (lambda v, x: jnp.tensordot(KERNEL, x, ((0,), (1,))), ["transpose", "dense", "transpose"]),
+        (lambda v, x: jnp.einsum("bhwc,bhvc->bhwv", x, x), ["transpose", "batch_matmul"]),
+        (lambda v, x: jnp.einsum("bhwc,bhcv->bhwv", x, x[:, :, :4]), ["slice", "batch_matmul"]),
+        (
+            lambda v, x: jnp.einsum("bhwc,bvuc->bhwvu", x, x),
+            ["reshape", "transpose", "reshape", "batch_matmul", "reshape"],
+        ),
+        (
+            lambda v, x: x[0, 0] @ x[0, 1].T,
+            ["slice", "reshape", "slice", "reshape", "transpose", "reshape", "reshape",
+             "batch_matmul", "reshape"],
+        ),
+    ],
+)  # fmt: skip
+def test_products_over_other_axes(fn, expected):
+    plan = plan_of(fn)
+    assert kinds(plan) == expected
+    x = jax.ShapeDtypeStruct(IMAGE, "float32")
+    assert plan.steps[-1].shape == jax.eval_shape(lambda x: fn({}, x), x).shape
+
+
+def test_a_product_of_two_inputs_has_its_own_range():
+    plan = plan_of(lambda v, x: jnp.einsum("bhwc,bhvc->bhwv", x, x))
+    product = find(plan, "batch_matmul")
+    assert product.inputs == ("input_0", "dot_general_0/right_order")
+    assert plan.observed == ("input_0", product.name)
+
+
 def test_the_parameters_of_a_convolution():
     plan = linen(lambda x: nn.Conv(8, (3, 3), strides=(2, 1), kernel_dilation=(1, 2),
                                    feature_group_count=2)(x))  # fmt: skip
@@ -464,8 +499,7 @@ def test_names_are_unique():
         (lambda v, x: jnp.where(x > 1, x, 2 * x), r"'gt_0' \(gt"),
         (lambda v, x: lax.integer_pow(x, -2), "the power -2 is no product"),
         (lambda v, x: nn.selu(x), r"\(gt"),
-        (lambda v, x: jnp.einsum("bhwc,bhvc->bhwv", x, x), "only an input times a kernel"),
-        (lambda v, x: jnp.einsum("bhwc,hd->bwcd", x, jnp.ones((8, 3))), "last axes"),
+        (lambda v, x: jnp.einsum("bhwc,bcd->bhwd", x, jnp.ones((2, 4, 3))), "of a batch axis"),
         (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),
         (lambda v, x: jnp.concatenate([x, jnp.ones(IMAGE)]), "a constant that LiteRT cannot take"),
         (lambda v, x: jnp.repeat(x.mean(-1)[..., None], 3, -1), "does not broadcast|no int8"),

@@ -55,7 +55,10 @@ def test_the_first_rule_that_matches_decides_and_the_others_take_the_default():
     )
     q = cj.quantize(fn, spec)
     found = layout(spec, q.plan(VARIABLES, X))
-    assert [grid.name for grid in found.weights.values()] == ["ternary per tensor", "int6 per channel"]
+    assert [grid.name for grid in found.weights.values()] == [
+        "ternary per tensor",
+        "int6 per channel",
+    ]
 
 
 def test_a_rule_that_matches_nothing_is_an_error():

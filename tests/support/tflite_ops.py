@@ -162,6 +162,12 @@ def fully_connected(
     return build("FULLY_CONNECTED", [x, weight, bias], output, table, version=4)
 
 
+def batch_matmul(a: Tensor, b: Tensor, output: Tensor, adjoint: bool = False) -> bytes:
+    """Builds BATCH_MATMUL; with `adjoint` the last two axes of `b` are swapped."""
+    table = options("BatchMatMulOptions", adjX=False, adjY=adjoint)
+    return build("BATCH_MATMUL", [a, b], output, table, version=2)
+
+
 def pool(
     operator: str,
     x: Tensor,

@@ -30,6 +30,7 @@ from compressjax.quant.lattice.grid import (
     straight_through,
     weight_codes,
 )
+from compressjax.quant.lattice.matmul import matmul_rescale, matmul_sum
 from compressjax.quant.lattice.pointwise import add, maximum, minimum, mul, requantize, sub
 from compressjax.quant.lattice.products import conv_sum, dot_sum, rescale
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
@@ -54,6 +55,8 @@ __all__ = [
     "leaky_relu",
     "log",
     "logistic",
+    "matmul_rescale",
+    "matmul_sum",
     "max_pool",
     "maximum",
     "mean",

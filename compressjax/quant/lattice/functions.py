@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from compressjax.quant.lattice.fixed import divide_by_power
 from compressjax.quant.lattice.grid import (
     CODE_MAX,
     CODE_MIN,
@@ -172,7 +173,7 @@ def relu(
     # (moved * mantissa + 2**23) >> 24 without leaving 32 bits.
     low = (moved * (mantissa & 0xFFF)) >> 12
     moved = (moved * (mantissa >> 12) + low + (1 << 11)) >> 12
-    moved = _divide_by_power(moved, jnp.clip(-exponent, 0, 30))
+    moved = divide_by_power(moved, jnp.clip(-exponent, 0, 30))
     exact = _look_up(jnp.clip(moved.astype(jnp.float32) + zero, code_lo, code_hi), x)
     steps = (x - f32(x_q.zero_point)) * multiplier
     return clamped_like(exact, steps + zero, code_lo, code_hi)
@@ -203,10 +204,10 @@ def hard_swish(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     gate = _short(fine << jnp.clip(gate_exponent - 1, 0, 15))
     gate = _short((gate * gate_times + (1 << 14)) >> 15)
     gate = jnp.where(gate_exponent > 0, _short(gate << 1), gate)
-    gate = _divide_by_power(gate, jnp.clip(-gate_exponent, 0, 30))
+    gate = divide_by_power(gate, jnp.clip(-gate_exponent, 0, 30))
     gate = (gate + (1 << 15)) >> 1
     product = lax.div(gate * ((fine * out_times + (1 << 14)) >> 15), jnp.int32(1 << 15))
-    moved = _divide_by_power(product, jnp.clip(-out_exponent, 0, 30)).astype(jnp.float32)
+    moved = divide_by_power(product, jnp.clip(-out_exponent, 0, 30)).astype(jnp.float32)
     zero = f32(out_q.zero_point)
     exact = _look_up(jnp.clip(moved + zero, CODE_MIN, CODE_MAX), x)
     steps = jax.nn.hard_swish(dequantize(x, x_q)) / f32(out_q.scale)
@@ -228,10 +229,3 @@ def _short_multiplier(value: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _short(value: jax.Array) -> jax.Array:
     """Saturates to 16 bits."""
     return jnp.clip(value, -32768, 32767)
-
-
-def _divide_by_power(value: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Divides by 2**exponent, rounding halves away from zero."""
-    mask = (1 << exponent) - 1
-    threshold = (mask >> 1) + (value < 0)
-    return (value >> exponent) + ((value & mask) > threshold)

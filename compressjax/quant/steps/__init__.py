@@ -34,6 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "conv": contractions.CONV,
     "depthwise_conv": contractions.CONV,
     "dense": contractions.DENSE,
+    "batch_matmul": contractions.BATCH_MATMUL,
     "add": pointwise.ADD,
     "sub": pointwise.SUB,
     "mul": pointwise.MUL,

@@ -1,4 +1,4 @@
-"""Convolutions and fully connected layers."""
+"""Convolutions, fully connected layers and products of two activations."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
 from compressjax.quant.ranges import Range
-from compressjax.quant.steps.kind import Coded, Kind, Stored
+from compressjax.quant.steps.kind import Coded, Kind, Stored, ends_of
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -76,5 +76,28 @@ def _lattice_dense(
     return _rescaled(step, acc, grids[0], coded, out)
 
 
+def _real_matmul(
+    step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]
+) -> jax.Array:
+    del step, constants
+    return jnp.matmul(*inputs)
+
+
+def _lattice_matmul(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    del step, coded
+    left, right = grids
+    sums = lattice.matmul_sum(codes[0], codes[1], left, right)
+    low, high = ends_of(sums.approx)
+    scale = lax.stop_gradient(left.scale * right.scale)
+    return Stored(lattice.matmul_rescale(sums, left, right, out), (low * scale, high * scale))
+
+
 CONV = Kind(_real_conv, _lattice_conv)
 DENSE = Kind(_real_dense, _lattice_dense)
+BATCH_MATMUL = Kind(_real_matmul, _lattice_matmul)
