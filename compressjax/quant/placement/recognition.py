@@ -75,29 +75,32 @@ def functions(graph: Graph) -> Iterator[Match]:
 
 
 def _groups(graph: Graph, x: Value) -> Iterator[tuple[Op, ...]]:
-    """Groups of elementwise operations that depend on a value alone, the longest first."""
+    """Groups of elementwise operations that read one value twice or more, the longest first."""
     made: dict[Value, Op] = {}
-    for op in graph.ops:
-        if len(made) == _LONGEST:
-            break
-        dynamic = [v for v in op.inputs if number(graph, v) is None]
-        follows = any(v is x or v in made for v in dynamic)
-        if op.kind in _ELEMENTWISE and follows and all(v is x or v in made for v in dynamic):
-            if op.out_shape == x.shape:
+    pending = [x]
+    while pending:
+        for op in graph.consumers.get(pending.pop(), ()):
+            dynamic = [value for value in op.inputs if number(graph, value) is None]
+            follows = all(value is x or value in made for value in dynamic)
+            fits = op.kind in _ELEMENTWISE and op.out_shape == x.shape
+            if follows and fits and op.outputs[0] not in made:
                 made[op.outputs[0]] = op
+                pending.append(op.outputs[0])
     for last in reversed(made.values()):
         group, wanted = [], {last.outputs[0]}
         for op in reversed(made.values()):
             if op.outputs[0] in wanted:
                 group.append(op)
-                wanted.update(v for v in op.inputs if v in made)
+                wanted.update(value for value in op.inputs if value in made)
         inside = set(group)
-        inner = [op.outputs[0] for op in group[1:]]
         alone = all(
-            set(graph.consumers.get(v, ())) <= inside and v not in graph.outputs for v in inner
+            inside.issuperset(graph.consumers.get(op.outputs[0], ()))
+            and op.outputs[0] not in graph.outputs
+            for op in group[1:]
         )
-        floating = jnp.issubdtype(last.outputs[0].dtype, np.floating)
-        if len(group) > 1 and alone and floating:
+        reads = sum(x in op.inputs for op in group)
+        floating = jnp.issubdtype(last.outputs[0].dtype, jnp.floating)
+        if alone and floating and reads > 1 and len(group) <= _LONGEST:
             yield tuple(reversed(group))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from compressjax.graph import Graph, Literal, Value
 
 _VIEWS = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims"})
+_ARITHMETIC = frozenset("add sub mul div neg gt sqrt convert_element_type".split())
 
 
 def number(graph: Graph, value: Value) -> float | None:
@@ -27,19 +28,20 @@ def number(graph: Graph, value: Value) -> float | None:
     """
     if isinstance(value, Literal):
         return float(value.value) if np.ndim(value.value) == 0 else None
-    op = graph.producers.get(value)
-    if op is None or len(op.outputs) != 1:
+    op = graph.producers.get(value) if graph.is_static(value) else None
+    if op is None or len(op.outputs) != 1 or op.kind not in _VIEWS | _ARITHMETIC:
         return None
-    inputs = [number(graph, source) for source in op.inputs]
-    if any(found is None for found in inputs) or not inputs:
-        return None
+    inputs = []
+    for operand in op.inputs:
+        found = number(graph, operand)
+        if found is None:
+            return None
+        inputs.append(found)
     if op.kind in _VIEWS:
         return inputs[0]
-    if op.kind not in ("add", "sub", "mul", "div", "neg", "gt", "sqrt", "convert_element_type"):
-        return None
     with jax.ensure_compile_time_eval():
-        dtypes = [source.dtype for source in op.inputs]
-        operands = [np.asarray(x, dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
+        pairs = zip(inputs, op.inputs, strict=True)
+        operands = [np.asarray(x, operand.dtype) for x, operand in pairs]
         return float(op.bind(op.params, *operands)[0])
 
 
