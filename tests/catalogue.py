@@ -21,7 +21,7 @@ import optax
 import compressjax as cj
 from compressjax import distill, pruning, quant
 from compressjax.quant import grids
-from tests.support import bits_oracles, grid_oracles, observer_oracles
+from tests.support import bits_oracles, equalize_oracles, grid_oracles, observer_oracles
 
 Inputs = tuple[Any, ...]
 
@@ -662,4 +662,84 @@ _GRIDS = [
     ),
 ]
 
-ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS, *_GRIDS)
+# Corrections: two dense layers of which the first has ill-scaled channels and high biases.
+
+
+def _two_layers(variables: Any, x: jax.Array) -> jax.Array:
+    hidden = jax.nn.relu(x @ variables["a"]["kernel"] + variables["a"]["bias"][None])
+    return hidden @ variables["b"]["kernel"] + variables["b"]["bias"][None]
+
+
+def _two_layers_inputs(i: int) -> Inputs:
+    rng = np.random.default_rng(i)
+    spread = np.exp(rng.normal(0, 1, 5))
+    variables = {
+        "a": {"kernel": rng.normal(size=(3, 5)) * spread, "bias": 4 * spread + rng.normal(size=5)},
+        "b": {"kernel": rng.normal(size=(5, 2)), "bias": rng.normal(size=2)},
+    }
+    return jax.tree.map(np.float32, variables), rng.normal(size=(20, 3)).astype(np.float32)
+
+
+def _equalized(variables: Any, x: np.ndarray) -> Any:
+    names = ("a", "b")
+    weights, biases = equalize_oracles.equalized(
+        [variables[name]["kernel"] for name in names], [variables[name]["bias"] for name in names]
+    )
+    return {
+        name: {"kernel": weight, "bias": bias}
+        for name, weight, bias in zip(names, weights, biases, strict=True)
+    }
+
+
+def _absorbed(variables: Any, x: np.ndarray) -> Any:
+    first, second = variables["a"], variables["b"]
+    constant = equalize_oracles.absorbed(np.float64(x) @ first["kernel"] + first["bias"], 1.5)
+    return {
+        "a": {**first, "bias": first["bias"] - constant},
+        "b": {**second, "bias": second["bias"] + constant @ np.float64(second["kernel"])},
+    }
+
+
+def _normed(variables: Any, x: jax.Array) -> Any:
+    old = variables["stats"]
+    mean, var = 0.75 * old["mean"] + 0.25 * x.mean(0), 0.5 * old["var"] + 0.5 * x.var(0)
+    return x, {"stats": {"mean": mean, "var": var}}
+
+
+def _reestimated(x: jax.Array) -> Any:
+    variables = {"stats": {"mean": jnp.ones(3), "var": jnp.ones(3)}}
+    return quant.reestimate_batch_norm(_normed, variables, [x[:1], x[1:]])
+
+
+def reestimated_oracle(x: np.ndarray) -> Any:
+    """Statistics of all examples.
+
+    Args:
+      x: [B, C].
+
+    Returns:
+      The variables.
+    """
+    mean, var = equalize_oracles.population([x])
+    return {"stats": {"mean": mean, "var": var}}
+
+
+_CORRECTIONS = [
+    stateless(
+        "equalize",
+        lambda variables, x: quant.equalize(_two_layers, variables, x)[1],
+        _two_layers_inputs,
+        _equalized,
+    ),
+    stateless(
+        "absorb-bias",
+        lambda variables, x: quant.absorb_bias(_two_layers, variables, [x], deviations=1.5),
+        _two_layers_inputs,
+        _absorbed,
+        rtol=1e-4,
+        atol=1e-4,
+    ),
+    stateless("reestimate-batch-norm", _reestimated, _activations, reestimated_oracle),
+]
+
+ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS, *_GRIDS, *_CORRECTIONS)

@@ -2,6 +2,10 @@
 
 from compressjax.quant import bits as bits
 from compressjax.quant import grids as grids
+from compressjax.quant.correction import absorb_bias as absorb_bias
+from compressjax.quant.correction import equalize as equalize
+from compressjax.quant.correction import layer_pairs as layer_pairs
+from compressjax.quant.correction import reestimate_batch_norm as reestimate_batch_norm
 from compressjax.quant.grids import Grid as Grid
 from compressjax.quant.grids import fake_quant as fake_quant
 from compressjax.quant.grids import fit_grids as fit_grids

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax import tree
-from compressjax.quant.correction.measure import peek
+from compressjax.quant.correction.measure import all_finite, peek
 
 
 class _State(NamedTuple):
@@ -146,11 +146,12 @@ def _joined(a: _State, b: _State) -> _State:
 
 def _check(state: _State) -> None:
     for path, momentum in state.momentum.items():
-        if not bool(((momentum >= 0.0) & (momentum < 1.0)).all()):
+        outside = (momentum < 0.0) | (momentum >= 1.0) | jnp.isnan(momentum)
+        if not isinstance(outside, jax.core.Tracer) and bool(outside.any()):
             raise ValueError(
                 f"{path} is not updated as m * old + (1 - m) * batch with m in [0, 1): its "
                 f"derivative is {jnp.ravel(momentum)[0]} in the old value; pass the function in "
                 "training mode, with its statistics moving"
             )
-        if not bool(jnp.isfinite(state.average[path]).all()):
+        if not all_finite(state.average[path]):
             raise ValueError(f"{path}: its statistics on these batches are not finite")

@@ -18,7 +18,7 @@ from jax import lax
 from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph import Graph, Op, Value
-from compressjax.quant.correction.measure import Spread, measure, peek
+from compressjax.quant.correction.measure import Spread, all_finite, measure, peek
 from compressjax.quant.correction.pairs import Pair, find_pairs
 from compressjax.quant.placement.placer import clamp_bounds
 
@@ -145,6 +145,7 @@ def equalize(
     shapes = graphs.template(variables)
     graph = graphs.trace(fn, shapes, *graphs.template(args), keep_custom=False)
     pairs = find_pairs(graph).found
+    _check_finite(pairs, tree.paths(variables))
     spreads = None
     if batches is not None:
         _, arguments = peek(batches)
@@ -159,6 +160,15 @@ def equalize(
         return graphs.interpret(retrace(shapes, *args), variables, *args)
 
     return apply, tree.replace(variables, new)
+
+
+def _check_finite(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> None:
+    for path in dict.fromkeys(k.path for pair in pairs for k in (pair.first, pair.second)):
+        if not all_finite(leaves[path]):
+            raise ValueError(
+                f"{path} has weights that are not finite, so that channels cannot be compared: "
+                "check the training that it comes from"
+            )
 
 
 def _rescaled(

@@ -88,6 +88,22 @@ def joined(a: Spread, b: Spread) -> Spread:
     )
 
 
+def all_finite(array: Any) -> bool:
+    """Tells whether an array is finite; one that is traced, and not known yet, passes.
+
+    Args:
+      array: any array.
+
+    Returns:
+      Whether nothing in it is known to be NaN or infinite.
+
+    Example:
+      >>> all_finite(jnp.array([1.0, 2.0])), all_finite(jnp.array([1.0, jnp.inf]))
+      (True, False)
+    """
+    return isinstance(array, jax.core.Tracer) or bool(jnp.isfinite(array).all())
+
+
 def peek(batches: Iterable[Any]) -> tuple[tuple[Any, ...], Iterator[tuple[Any, ...]]]:
     """Reads calibration batches as arguments, and the first of them ahead.
 
@@ -162,7 +178,7 @@ def measure(
     join = jax.jit(lambda a, b: {name: joined(a[name], b[name]) for name in a})
     total = functools.reduce(join, (spread(variables, args) for args in batches))
     for name, found in total.items():
-        if not bool(jnp.isfinite(found.low).all() & jnp.isfinite(found.high).all()):
+        if not (all_finite(found.low) and all_finite(found.high)):
             raise ValueError(
                 f"{name}: some channels are not finite on these batches; check the variables and "
                 "the batches for NaN or infinity"

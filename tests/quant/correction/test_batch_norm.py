@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from compressjax import quant
+from tests.support import equalize_oracles
 
 X = np.random.default_rng(5).normal(2.0, 3.0, size=(48, 4, 4, 3)).astype(np.float32)
 X += np.arange(48, dtype=np.float32).reshape(-1, 1, 1, 1) / 8  # batches have different means
@@ -53,16 +54,14 @@ def test_deep_norms_follow_the_paper():
     train, variables = network(0.9, layers=2)
     new = quant.reestimate_batch_norm(train, variables, BATCHES)
     conv = variables["params"]["Conv_0"]
-    means, squares, counts = [], [], []
+    inputs = []
     for batch in BATCHES:
         y = np.float64(batch)
         y = (y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5)
-        y = np.maximum(y, 0) @ np.float64(conv["kernel"][0, 0]) + np.float64(conv["bias"])
-        means.append(y.mean((0, 1, 2)))
-        squares.append((y**2).mean((0, 1, 2)))
-        counts.append(len(batch))
-    mean = np.average(means, axis=0, weights=counts)
-    var = np.average(squares, axis=0, weights=counts) - mean**2
+        inputs.append(
+            np.maximum(y, 0) @ np.float64(conv["kernel"][0, 0]) + np.float64(conv["bias"])
+        )
+    mean, var = equalize_oracles.population(inputs)
     found = new["batch_stats"]["BatchNorm_1"]
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["var"], var, rtol=1e-4)

@@ -9,7 +9,7 @@ from jax import lax
 
 import compressjax as cj
 from compressjax import quant, tree
-from tests.support import topologies
+from tests.support import equalize_oracles, topologies
 
 IMAGE = topologies.IMAGE
 SEEN = np.random.default_rng(11).normal(size=(64, 8, 8, 3)).astype(np.float32)
@@ -136,19 +136,6 @@ def test_it_is_exact_in_double_precision():
         check(fn, variables, IMAGE.astype(np.float64), limit=1e-12)
 
 
-def oracle(weights, biases, steps=200):
-    """Equations 9 to 11 of Nagel et al. (2019), one pair after the other, on `[I, O]` kernels."""
-    weights = [np.array(w, np.float64) for w in weights]
-    biases = [np.array(b, np.float64) for b in biases]
-    for _ in range(steps):
-        for i in range(len(weights) - 1):
-            r1, r2 = np.abs(weights[i]).max(0), np.abs(weights[i + 1]).max(1)
-            s = np.sqrt(r1 * r2) / r2
-            weights[i], biases[i] = weights[i] / s, biases[i] / s
-            weights[i + 1] = weights[i + 1] * s[:, None]
-    return weights, biases
-
-
 def mlp(v, x):
     for name in "ab":
         x = jax.nn.relu(x @ v[name]["kernel"] + v[name]["bias"][None])
@@ -170,7 +157,7 @@ def mlp_variables(seed=0):
 def test_the_numbers_are_those_of_the_paper():
     variables = mlp_variables()
     _, new = check(mlp, variables, SEEN[:5, 0, 0, :1] * np.ones((1, 4), np.float32))
-    weights, biases = oracle(
+    weights, biases = equalize_oracles.equalized(
         [variables[k]["kernel"] for k in "abc"], [variables[k]["bias"] for k in "abc"]
     )
     for name, w, b in zip("abc", weights, biases, strict=True):
@@ -265,3 +252,117 @@ def test_what_cannot_be_equalized_is_left_alone_and_named(name):
     assert why in pairs.left[path], str(pairs)
     _, new = quant.equalize(fn, variables, x)
     np.testing.assert_array_equal(new[path], variables[path])
+
+
+def test_a_kernel_that_is_not_finite_is_named():
+    variables = mlp_variables()
+    variables["b"]["kernel"] = variables["b"]["kernel"].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"b/kernel has weights that are not finite"):
+        quant.equalize(mlp, variables, jnp.ones((1, 4)))
+
+
+def clipped(v, x):
+    x = jnp.clip(x @ v["a"] + v["b"], 0.0, 6.0)
+    return jnp.minimum(jax.nn.relu6(x @ v["c"]), 4.0) @ v["d"]
+
+
+def clipped_variables():
+    rng = np.random.default_rng(1)
+    shapes = {"a": (4, 8), "b": (1, 8), "c": (8, 8), "d": (8, 3)}
+    spread = {"a": 1.5, "c": 1.0}
+    return {
+        name: jnp.asarray(
+            rng.normal(size=s) * np.exp(rng.normal(0, spread.get(name, 0.0), (1, s[1]))), "float32"
+        )
+        for name, s in shapes.items()
+    }
+
+
+X = np.random.default_rng(2).normal(size=(200, 4)).astype(np.float32)
+
+
+def test_clips_are_removed_where_layers_are_equalized():
+    """What the paper does with ReLU6 (section 5.1.1)."""
+
+    def unclipped(v, x):
+        return jax.nn.relu(jax.nn.relu(x @ v["a"] + v["b"]) @ v["c"]) @ v["d"]
+
+    variables = clipped_variables()
+    apply, new = quant.equalize(clipped, variables, X)
+    assert gap(apply(new, X), unclipped(variables, X)) < 1e-5
+    assert gap(apply(new, X), clipped(variables, X)) > 1e-2
+    found = "\n".join(map(str, quant.layer_pairs(clipped, variables, X).found))
+    assert found == "a -> c, min_0 clips at 6\nc -> d, relu6_0 clips at 6, min_1 clips at 4"
+
+
+def test_clips_elsewhere_stay():
+    def fn(v, x):
+        return jax.nn.relu6(jax.nn.relu6(x @ v["a"] + v["b"]) @ v["c"])
+
+    variables = clipped_variables()
+    apply, new = quant.equalize(fn, variables, X)
+    assert float(apply(new, X).max()) == 6.0
+
+
+def test_with_batches_clips_stay_and_the_function_is_the_same_on_them():
+    variables = clipped_variables()
+    apply, new = quant.equalize(clipped, variables, X, batches=[X[:100], X[100:]])
+    assert apply is clipped
+    assert gap(apply(new, X), clipped(variables, X)) < 1e-5
+    assert any(not np.array_equal(new[name], variables[name]) for name in "acd")
+    # A channel that was seen at its clip keeps its scale.
+    peak = np.max(X @ variables["a"] + variables["b"], axis=0)
+    scaled = ~np.isclose(new["b"], variables["b"])[0]
+    assert (peak > 6).any() and not scaled[peak > 6].any() and scaled[peak <= 6].any()
+
+
+def test_batches_are_checked():
+    variables = clipped_variables()
+    with pytest.raises(ValueError, match="there are no batches"):
+        quant.equalize(clipped, variables, X, batches=[])
+    with pytest.raises(ValueError, match="a: some channels are not finite"):
+        quant.equalize(clipped, variables, X, batches=[X * np.nan])
+
+
+def mobile(x):
+    """Inverted residuals with ReLU: pointwise, depthwise, linear pointwise, some of them added."""
+    x = nn.relu(nn.Conv(8, (3, 3))(x))
+    for hidden, features in ((24, 8), (24, 12)):
+        y = nn.relu(nn.Conv(hidden, (1, 1))(x))
+        y = nn.relu(nn.Conv(hidden, (3, 3), feature_group_count=hidden)(y))
+        y = nn.Conv(features, (1, 1))(y)
+        x = x + y if features == x.shape[-1] else y
+    return topologies.head(nn.relu(nn.Conv(32, (1, 1))(x)))
+
+
+def ill_scaled(fn, variables, x, spread):
+    """The same function with channels of all pairs rescaled at random."""
+    rng = np.random.default_rng(4)
+    leaves = {path: np.array(leaf) for path, leaf in tree.paths(variables).items()}
+    for pair in quant.layer_pairs(fn, variables, x).found:
+        s = np.exp(rng.normal(0, spread, pair.first.width)).astype(np.float32)
+        first, second = leaves[pair.first.path], leaves[pair.second.path]
+        leaves[pair.first.path] = first * s
+        depthwise = second.shape[-2] == 1
+        leaves[pair.second.path] = second / (s if depthwise else s[:, None])
+        for bias in pair.biases.values():
+            leaves[bias.path] = leaves[bias.path] * s
+    return tree.from_paths({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+
+
+def test_the_claim_of_the_paper():
+    """Per-tensor int8: at least 90 % of what ill-scaled channels cost is won back (table 1)."""
+    fn, variables = topologies.linen(mobile)
+    spoiled = ill_scaled(fn, variables, IMAGE, 1.5)
+    expected = np.asarray(fn(variables, SEEN))
+    assert gap(fn(spoiled, SEEN), expected) < 1e-4
+
+    def error(fn, variables):
+        q = cj.quantize(fn, quant.int8(per_channel=False))
+        qv = q.calibrate(variables, [SEEN[:32]])
+        return np.sqrt(np.mean((jax.jit(q.apply)(qv, SEEN) - expected) ** 2))
+
+    well, naive = error(fn, variables), error(fn, spoiled)
+    equalized = error(*quant.equalize(fn, spoiled, IMAGE))
+    assert naive > 5 * well
+    assert (naive - equalized) / (naive - well) >= 0.9
