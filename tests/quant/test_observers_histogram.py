@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressjax import quant
 from compressjax.quant import observers
 from compressjax.quant.observers import histogram
 from tests.support import observer_oracles as oracles
@@ -239,6 +240,13 @@ def test_what_is_not_finite_is_never_dropped(observer, bad):
     after = run(observer, np.ones((2, 2)), batch, np.ones((2, 2)))
     assert unusable(observer.find(after))
     assert unusable(observer.find(observer.merge(run(observer, np.ones((2, 2))), after)))
+
+
+def test_calibration_refuses_what_is_not_finite():
+    q = quant.quantize(lambda v, x: x @ v["kernel"], quant.int8())
+    batches = [jnp.ones((2, 2)), jnp.array([[1.0, jnp.nan], [0.0, 1.0]])]
+    with pytest.raises(ValueError, match="expected finite numbers in order.*NaN or infinity"):
+        q.calibrate({"kernel": jnp.eye(2)}, batches, observer=observers.percentile())
 
 
 @every
