@@ -191,9 +191,9 @@ def _feasible(
     if not found.exact:
         return dict(ends)
     operands = steps.operands(plan, variables)
-    reach = {
-        step.name: lax.stop_gradient(jnp.abs(operands[step.name].value).max())
-        for step in plan.steps
-        if step.kind in steps.CONTRACTIONS
-    }
-    return ranges.feasible(plan, ends, reach)
+    scales = {}
+    for name, grid in found.weights.items():
+        if grid is not None and grid.codes is not None:
+            kernel = lax.stop_gradient(operands[name].value)
+            scales[name] = grid.codes(kernel, grid.fit(kernel), jnp.float32(0.0))[1].max()
+    return ranges.feasible(plan, ends, scales)

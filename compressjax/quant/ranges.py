@@ -88,7 +88,7 @@ def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:
 
 
 def feasible(
-    plan: Plan, ranges: Mapping[str, Range], reach: Mapping[str, jax.Array]
+    plan: Plan, ranges: Mapping[str, Range], scales: Mapping[str, jax.Array]
 ) -> dict[str, Range]:
     """Widens ranges until LiteRT's kernels take every step.
 
@@ -97,7 +97,7 @@ def feasible(
     Args:
       plan: the plan.
       ranges: the range of each name in `plan.observed`.
-      reach: the largest absolute weight of each contraction, by step name.
+      scales: the largest scale of each contraction's kernel, by step name.
 
     Returns:
       The ranges, mostly unchanged.
@@ -116,8 +116,8 @@ def feasible(
             found[key] = widened(found[key], least)
 
     for step in plan.steps:
-        if step.name in reach:
-            multiplied = scale(step.inputs[0]) * reach[step.name] / 127.0
+        if step.name in scales:
+            multiplied = scale(step.inputs[0]) * scales[step.name]
             raise_to(step.name, multiplied / _LARGEST_MULTIPLIER)
         elif step.kind in ("add", "sub"):
             largest = jnp.stack([scale(name) for name in step.inputs]).max()

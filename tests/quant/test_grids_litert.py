@@ -43,3 +43,16 @@ def test_litert_gives_the_same_codes(grid):
     assert parity.max_lsb == 0 and parity.samples == 16
     codes = q.freeze(qv, x[:1]).steps[0].constants[0].codes
     assert np.unique(np.abs(codes)).size <= 2 ** max(grid.bits - 1, 1)
+
+
+@pytest.mark.parametrize("grid", [grids.integer(2), grids.ternary()], ids=lambda grid: grid.name)
+def test_outputs_far_smaller_than_the_weights_leave_a_file_that_runs(grid):
+    """Few codes mean large scales, and XNNPACK multiplies a sum by less than 256."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(8, 1, 4)).astype("f")
+    kernel = jnp.asarray(np.concatenate([half, -half], 1).reshape(16, 4)) * 1.0001
+    x = jnp.repeat(jnp.asarray(rng.normal(size=(32, 8)) * 100, jnp.float32), 2, axis=1)
+    q = cj.quantize(lambda v, x: x @ v["kernel"], cj.quant.int8(weights={"**": grid}))
+    qv = q.calibrate({"kernel": kernel}, [x])
+    model = cj.export.tflite(q, qv, x[:1], via="litert")
+    assert cj.export.verify(model, q, qv, x).max_lsb == 0
