@@ -334,6 +334,11 @@ def test_constant_minus_a_tensor():
         assert steps.real_step(step, [jnp.float32(3.0)], [operand]).item() == constant - 3.0
 
 
+def test_what_is_computed_already_is_no_step():
+    plan = plan_of(lambda v, x: (nn.sigmoid(x) + x**3) * (jnp.square(x) - nn.sigmoid(x)))
+    assert kinds(plan) == ["logistic", "mul", "mul", "add", "sub", "mul"]
+
+
 def test_neutral_constants_are_no_steps():
     plan = plan_of(lambda v, x: ((x - jnp.zeros((1, 1, 1, 4))) * 1.0 + 0.0) / 1.0 + 2.0)
     assert [(step.kind, step.inputs) for step in plan.steps] == [("add", ("input_0",))]
@@ -380,6 +385,15 @@ def test_a_function_is_recognised_in_half_precision():
 def test_a_function_that_is_read_halfway_is_left_in_parts():
     plan = plan_of(lambda v, x: (lambda h: (x * h, h))(jnp.tanh(x)))
     assert kinds(plan) == ["tanh", "mul"]
+
+
+def test_a_deep_residual_network_takes_no_time_per_path():
+    def fn(v, x):
+        for _ in range(32):  # 2**32 paths
+            x = x + nn.gelu(0.5 * x)
+        return x
+
+    assert kinds(plan_of(fn, (1, 4))).count("gelu") == 32
 
 
 @pytest.mark.parametrize(("exponent", "products"), [(2, 1), (3, 2), (4, 2), (7, 4)])

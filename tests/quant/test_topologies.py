@@ -113,6 +113,46 @@ def heads(x):
     return nn.tanh(nn.Dense(3)(y.mean(1)))
 
 
+def mobilenet_v3(x):
+    def norm(x):
+        return nn.BatchNorm(use_running_average=True)(x)
+
+    x = nn.hard_swish(norm(nn.Conv(8, (3, 3), strides=2, use_bias=False)(x)))
+    y = nn.hard_swish(norm(nn.Conv(24, (1, 1), use_bias=False)(x)))
+    y = nn.hard_swish(norm(nn.Conv(24, (5, 5), feature_group_count=24, use_bias=False)(y)))
+    gate = nn.relu(nn.Conv(8, (1, 1))(y.mean((1, 2), keepdims=True)))
+    y = y * nn.hard_sigmoid(nn.Conv(24, (1, 1))(gate))
+    x = x + norm(nn.Conv(8, (1, 1), use_bias=False)(y))
+    x = nn.hard_swish(norm(nn.Conv(32, (1, 1), use_bias=False)(x)))
+    return nn.Dense(3)(nn.hard_swish(nn.Dense(16)(x.mean((1, 2)))))
+
+
+def transformer_mlp(x):
+    for fast, approximate in ((True, True), (False, False)):
+        y = nn.Dense(32)(nn.LayerNorm(use_fast_variance=fast)(x))
+        x = x + nn.Dense(8)(nn.gelu(y, approximate=approximate))
+    return nn.Dense(3)(nn.RMSNorm()(x).mean(1))
+
+
+def smooth_functions(x):
+    x = nn.Dense(8)(x)
+    steep = nn.relu(nn.Dense(8)(x)) + 0.5
+    branches = [
+        nn.elu(x),
+        nn.leaky_relu(nn.Dense(8)(x), 0.2),
+        nn.leaky_relu(nn.Dense(8)(x), 0.001),
+        jnp.abs(nn.Dense(8)(x)),
+        -jnp.exp(0.3 * x),
+        1.0 - nn.sigmoid(x),
+        x**3 - jnp.square(x),
+        x / jnp.sqrt(steep),
+        jnp.log(steep) * jnp.sqrt(steep),
+        jnp.minimum(jnp.maximum(x, steep), nn.tanh(x)),
+        nn.swish(x) * jax.nn.standardize(x),
+    ]
+    return sum(nn.Dense(4)(branch) for branch in branches)
+
+
 def channels_first(v, x):
     numbers = ("NCHW", "OIHW", "NCHW")
     y = lax.conv_general_dilated(x, v["a"], (1, 1), "SAME", dimension_numbers=numbers)
@@ -145,21 +185,31 @@ NETWORKS = {
             residual,
             grouped,
             subtraction,
+            mobilenet_v3,
         )
     },
-    **{body.__name__: lambda body=body: linen(body, TOKENS) for body in (tokens, heads)},
+    **{
+        body.__name__: lambda body=body: linen(body, TOKENS)
+        for body in (tokens, heads, transformer_mlp, smooth_functions)
+    },
     "channels_first": _channels_first,
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_litert_gives_the_same_codes(name):
+# Networks whose operations the converters see differently: these go through both.
+BOTH = ("mobilenet_v3", "transformer_mlp", "smooth_functions")
+
+
+@pytest.mark.parametrize(
+    ("name", "via"), [*((n, "litert") for n in NETWORKS), *((n, "jax2tf") for n in BOTH)]
+)
+def test_litert_gives_the_same_codes(name, via):
     fn, variables, shape = NETWORKS[name]()
     rng = np.random.default_rng(2)
     batch = rng.normal(size=(64, *shape[1:])).astype("f")
     q = cj.quantize(fn, cj.quant.int8())
     qv = q.calibrate(variables, [batch[:32], batch[32:]], observer=cj.quant.min_max())
-    model = cj.export.tflite(q, qv, batch[:1], via="litert")
+    model = cj.export.tflite(q, qv, batch[:1], via=via)
     parity = cj.export.verify(model, q, qv, batch)
     assert parity.max_lsb == 0 and parity.mismatch_fraction == 0, str(parity)
     compared = {layer.name for layer in parity.layers}

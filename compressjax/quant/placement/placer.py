@@ -22,6 +22,11 @@ FIXED_GRIDS = {
     "tanh": lattice.TANH_GRID,
 }
 
+# Steps that may stand in a plan twice: what their output shares its range with tells them apart.
+_REPEATED = frozenset(
+    "requantize concatenate pad reshape transpose slice relu maximum minimum".split()
+)
+
 
 class Placer:
     """Walks a graph once, in order, and collects steps."""
@@ -33,6 +38,7 @@ class Placer:
         self.tensors: dict[Value, str] = {}
         self.ranges: dict[str, str] = {}
         self.fixed: dict[str, tuple[float, int]] = {}
+        self.known: dict[Any, str] = {}
         for name, value in graph.inputs.items():
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 raise ValueError(
@@ -106,9 +112,18 @@ class Placer:
         constant: Constant | None = None,
         same_range: bool = False,
     ) -> str:
-        """Appends a step; `output` is the graph's value that it computes, if there is one."""
+        """Appends a step; `output` is the graph's value that it computes, if there is one.
+
+        What an earlier step computes already is not computed again: converters would merge the two.
+        """
         name = name or op.name
         out_shape = shape if shape is not None else op.out_shape
+        if constant is None and kind not in _REPEATED:
+            same = (kind, tuple(inputs), out_shape, tuple((params or {}).items()), bounds)
+            if (known := self.known.setdefault(same, name)) != name:
+                if output is not None:
+                    self.tensors[output] = known
+                return known
         self.steps.append(
             Step(name, kind, tuple(inputs), out_shape, params or {}, *bounds, constant=constant)
         )

@@ -71,7 +71,6 @@ def functions(graph: Graph) -> Iterator[Match]:
             if taken.isdisjoint(ops) and (match := _recognise(graph, x, ops)) is not None:
                 taken.update(ops)
                 yield match
-                break
 
 
 def _groups(graph: Graph, x: Value) -> Iterator[tuple[Op, ...]]:
