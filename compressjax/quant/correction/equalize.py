@@ -116,35 +116,57 @@ def equalize(
     variables: Any,
     *args: Any,
     batches: Iterable[Any] | None = None,
+    remove_clips: bool = False,
 ) -> tuple[Callable[..., Any], Any]:
     """Makes the weight ranges of the channels of successive layers equal (Nagel et al., 2019, 4.1).
 
-    Which layers, `layer_pairs` says; the others stay as they are. Without clips in between (ReLU
-    but not ReLU6) the function is the same up to float rounding.
+    Which layers those are, `layer_pairs` says; all others stay as they are. The function is the
+    same up to float rounding. That holds through ReLU, but a clip from above (ReLU6) meets a scaled
+    channel elsewhere, so layers with a clip in between are left alone unless one of these is given:
+
+    - `batches`. The clip stays. A channel that was seen at it keeps its scale, and the others are
+      scaled up to where the largest value seen reaches it: the function is the same on the batches.
+    - `remove_clips`, what the paper does: the clips between equalized layers become ReLU. Without
+      data, but another function, and by as much as the clips matter.
+
+    Pass batches where there are any. Measured as RMS error of the logits in their deviations, for
+    per-tensor int8, on a 14-layer network of inverted residuals with ReLU6 whose norms' scales are
+    drawn with a log-deviation of 0.3, 0.7 and 1.0: left alone 0.36, 2.02 and 1.93; with `batches`
+    0.19, 0.26 and 0.32; with `remove_clips` 0.20, 1.42 and 13.3, of which 0.09, 1.73 and 14.8 are
+    there before anything is quantized.
 
     Args:
       fn: pure function `fn(variables, *args)` in evaluation mode, with batch norms folded.
       variables: nested dictionaries of arrays.
       *args: example inputs; the result takes any batch size.
       batches: calibration inputs, each an array or a tuple of arguments; no labels.
+      remove_clips: whether to remove clips; not together with `batches`.
 
     Returns:
-      The function and its variables, of the same paths and shapes.
+      The function (`fn` itself if no clip is removed) and its variables, of the same paths, shapes
+      and dtypes.
 
     Raises:
-      ValueError: if the variables do not fit the function, there are no batches, or values or
-        weights are not finite.
+      ValueError: if the variables do not fit the function, weights or measured values are not
+        finite, there are no batches, or both ways with clips are asked for.
 
     Example:
       >>> fn = lambda v, x: jax.nn.relu(x @ v['a']) @ v['b']
       >>> variables = {'a': jnp.array([[1.0, 16.0]]), 'b': jnp.array([[1.0], [1.0]])}
       >>> same, new = equalize(fn, variables, jnp.ones((1, 1)))
-      >>> new['a'], new['b'].T, same(new, jnp.ones((1, 1)))
-      (Array([[1., 4.]], dtype=float32), Array([[1., 4.]], dtype=float32), Array([[17.]], dtype=float32))
-    """  # noqa: E501
+      >>> new['a'], new['b'].T, float(same(new, jnp.ones((1, 1)))[0, 0])
+      (Array([[1., 4.]], dtype=float32), Array([[1., 4.]], dtype=float32), 17.0)
+    """
+    if batches is not None and remove_clips:
+        raise ValueError(
+            "equalize was given batches and remove_clips=True, expected one of them: with batches "
+            "clips stay, and need not be removed"
+        )
     shapes = graphs.template(variables)
     graph = graphs.trace(fn, shapes, *graphs.template(args), keep_custom=False)
     pairs = find_pairs(graph).found
+    if batches is None and not remove_clips:
+        pairs = tuple(pair for pair in pairs if not pair.clips)
     _check_finite(pairs, tree.paths(variables))
     spreads = None
     if batches is not None:
@@ -152,7 +174,7 @@ def equalize(
         spreads = measure(fn, variables, arguments, _clipped_values)
     new = jax.jit(lambda leaves: _rescaled(pairs, leaves, spreads))(tree.paths(variables))
     clips = {name for pair in pairs for name in pair.clips}
-    if spreads is not None or not clips:
+    if not (remove_clips and clips):
         return fn, tree.replace(variables, new)
     retrace = graphs.Retrace(fn, lambda graph: _without_clips(graph, clips), keep_custom=False)
 

@@ -122,10 +122,22 @@ def test_the_function_stays_and_ranges_become_equal(body):
         np.testing.assert_allclose(r1, r2, rtol=5e-3)
 
 
-@pytest.mark.parametrize("body", topologies.TOPOLOGIES, **named)
+ARCHITECTURES = [
+    topologies.depthwise,
+    topologies.residual,
+    topologies.padded_shortcut,
+    topologies.same_twice,
+    topologies.shuffled,
+    topologies.squeeze_excite,
+    topologies.gated,
+    topologies.shared,
+    topologies.upsampled,
+    topologies.masked,
+]
+
+
+@pytest.mark.parametrize("body", ARCHITECTURES, **named)
 def test_no_architecture_is_changed(body):
-    if body is topologies.depthwise:
-        pytest.skip("has ReLU6, which is replaced")
     check(*linen(body))
 
 
@@ -188,9 +200,9 @@ def test_dead_channels_stay_as_they_are():
 
 def test_any_batch_size_and_jit_of_the_whole():
     fn, variables = linen(topologies.depthwise)
-    apply, new = quant.equalize(fn, variables, IMAGE[:1])
+    apply, new = quant.equalize(fn, variables, IMAGE[:1], remove_clips=True)
     eager = apply(new, SEEN)
-    jitted = jax.jit(lambda v, x: quant.equalize(fn, v, IMAGE[:1])[1])(variables, IMAGE)
+    jitted = jax.jit(lambda v: quant.equalize(fn, v, IMAGE[:1], remove_clips=True)[1])(variables)
     np.testing.assert_allclose(jax.jit(apply)(jitted, SEEN), eager, rtol=1e-4, atol=1e-4)
 
 
@@ -281,6 +293,13 @@ def clipped_variables():
 X = np.random.default_rng(2).normal(size=(200, 4)).astype(np.float32)
 
 
+def test_layers_with_a_clip_in_between_are_left_alone():
+    variables = clipped_variables()
+    apply, new = quant.equalize(clipped, variables, X)
+    assert apply is clipped
+    jax.tree.map(np.testing.assert_array_equal, new, variables)
+
+
 def test_clips_are_removed_where_layers_are_equalized():
     """What the paper does with ReLU6 (section 5.1.1)."""
 
@@ -288,7 +307,7 @@ def test_clips_are_removed_where_layers_are_equalized():
         return jax.nn.relu(jax.nn.relu(x @ v["a"] + v["b"]) @ v["c"]) @ v["d"]
 
     variables = clipped_variables()
-    apply, new = quant.equalize(clipped, variables, X)
+    apply, new = quant.equalize(clipped, variables, X, remove_clips=True)
     assert gap(apply(new, X), unclipped(variables, X)) < 1e-5
     assert gap(apply(new, X), clipped(variables, X)) > 1e-2
     found = "\n".join(map(str, quant.layer_pairs(clipped, variables, X).found))
@@ -300,7 +319,7 @@ def test_clips_elsewhere_stay():
         return jax.nn.relu6(jax.nn.relu6(x @ v["a"] + v["b"]) @ v["c"])
 
     variables = clipped_variables()
-    apply, new = quant.equalize(fn, variables, X)
+    apply, new = quant.equalize(fn, variables, X, remove_clips=True)
     assert float(apply(new, X).max()) == 6.0
 
 
@@ -318,6 +337,8 @@ def test_with_batches_clips_stay_and_the_function_is_the_same_on_them():
 
 def test_batches_are_checked():
     variables = clipped_variables()
+    with pytest.raises(ValueError, match="batches and remove_clips=True"):
+        quant.equalize(clipped, variables, X, batches=[X], remove_clips=True)
     with pytest.raises(ValueError, match="there are no batches"):
         quant.equalize(clipped, variables, X, batches=[])
     with pytest.raises(ValueError, match="a: some channels are not finite"):
