@@ -47,7 +47,7 @@ def hessian_trace(
     Quantization of Neural Networks", section 2: the mean of `z^T H z` over probes z of random
     signs. One Hessian-vector product a probe serves all layers: the signs of different layers are
     independent, so what the blocks between them add has mean zero. Products are forward over
-    reverse, with one gradient a batch.
+    reverse.
 
     Args:
       loss: `loss(variables, *batch) -> []`, twice differentiable, the mean over the batch's
@@ -74,36 +74,45 @@ def hessian_trace(
     """
     if probes < 2:
         raise ValueError(f"probes is {probes}, expected at least 2, to tell the estimate's error")
+    chosen = select if isinstance(select, str) else tuple(select)
+    estimates = []
+    for i, batch in enumerate(_tuples(batches)):
+        # A loop in Python, since XLA's convolutions are many times slower inside its loops on CPUs.
+        found = [
+            _quadratic_forms(loss, chosen, rng_of_probe, variables, batch)
+            for rng_of_probe in jax.random.split(jax.random.fold_in(rng, i), probes)
+        ]
+        estimates.append(jax.tree.map(lambda *values: jnp.stack(values), *found))
 
-    @jax.jit
-    def forms(rng: jax.Array, variables: Any, batch: tuple[Any, ...]) -> Any:
-        def loss_of(kernels: dict[str, jax.Array]) -> jax.Array:
-            return loss(tree.replace(variables, kernels), *batch)
+    def over_batches(*values: jax.Array) -> Trace:
+        table = jnp.stack(values)
+        variances = table.var(axis=1, ddof=1) / probes
+        return Trace(table.mean(), jnp.sqrt(variances.sum()) / len(values))
 
-        kernels = _kernels(variables, select)
-        _, product = jax.linearize(jax.grad(loss_of), kernels)
+    return {path: over_batches(*(values[path] for values in estimates)) for path in estimates[0]}
 
-        def form(rng: jax.Array) -> dict[str, jax.Array]:
-            keys = dict(zip(kernels, jax.random.split(rng, len(kernels)), strict=True))
-            probe = {
-                path: jax.random.rademacher(keys[path], kernel.shape, kernel.dtype)
-                for path, kernel in kernels.items()
-            }
-            return jax.tree.map(_sum_of_products, probe, product(probe))
 
-        found = jax.lax.map(form, jax.random.split(rng, probes))
-        return {path: (x.mean(), x.var(ddof=1) / probes) for path, x in found.items()}
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _quadratic_forms(
+    loss: Callable[..., jax.Array],
+    select: Select,
+    rng: jax.Array,
+    variables: Any,
+    batch: tuple[Any, ...],
+) -> dict[str, jax.Array]:
+    """`z^T H z` of every layer's block and, with mean zero, of its row of blocks; one product."""
+    kernels = _kernels(variables, select)
 
-    found = [
-        forms(jax.random.fold_in(rng, i), variables, batch)
-        for i, batch in enumerate(_tuples(batches))
-    ]
+    def loss_of(kernels: dict[str, jax.Array]) -> jax.Array:
+        return loss(tree.replace(variables, kernels), *batch)
 
-    def over_batches(*estimates: tuple[jax.Array, jax.Array]) -> Trace:
-        means, variances = (jnp.stack(parts) for parts in zip(*estimates, strict=True))
-        return Trace(means.mean(), jnp.sqrt(variances.sum()) / len(estimates))
-
-    return {path: over_batches(*(estimate[path] for estimate in found)) for path in found[0]}
+    keys = dict(zip(kernels, jax.random.split(rng, len(kernels)), strict=True))
+    probe = {
+        path: jax.random.rademacher(keys[path], kernel.shape, kernel.dtype)
+        for path, kernel in kernels.items()
+    }
+    _, product = jax.jvp(jax.grad(loss_of), (kernels,), (probe,))
+    return {path: _sum_of_products(probe[path], product[path]) for path in kernels}
 
 
 def hessian(
