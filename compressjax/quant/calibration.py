@@ -97,7 +97,7 @@ def calibrate(
             "[images]"
         )
     made, found = shown, layout(spec, shown)
-    ends = jax.jit(lambda states: {name: observer.find(s) for name, s in states.items()})(states)
+    ends = {name: observer.find(state) for name, state in states.items()}
     ranges.check_finite(jax.device_get(ends))
     fitted = jax.jit(lambda v: learned_params(made, found, v))(variables)
     widened = jax.jit(lambda v, ends: _feasible(made, found, v, ends))(variables, ends)
