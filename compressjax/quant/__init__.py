@@ -2,9 +2,14 @@
 
 from compressjax.quant import bits as bits
 from compressjax.quant import grids as grids
+from compressjax.quant.correction import Moments as Moments
 from compressjax.quant.correction import absorb_bias as absorb_bias
+from compressjax.quant.correction import adaround as adaround
+from compressjax.quant.correction import correct_bias as correct_bias
+from compressjax.quant.correction import correct_bias_without_data as correct_bias_without_data
 from compressjax.quant.correction import equalize as equalize
 from compressjax.quant.correction import layer_pairs as layer_pairs
+from compressjax.quant.correction import norm_moments as norm_moments
 from compressjax.quant.correction import reestimate_batch_norm as reestimate_batch_norm
 from compressjax.quant.grids import Grid as Grid
 from compressjax.quant.grids import fake_quant as fake_quant
