@@ -9,6 +9,7 @@ A row's inputs are arrays only; configuration is closed over. Row names are the 
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ import optax
 import compressjax as cj
 from compressjax import distill, pruning, quant
 from compressjax.quant import grids
+from compressjax.quant.correction.adaround import Problem, choose
 from tests.support import bits_oracles, equalize_oracles, grid_oracles, observer_oracles
 
 Inputs = tuple[Any, ...]
@@ -724,7 +726,99 @@ def reestimated_oracle(x: np.ndarray) -> Any:
     return {"stats": {"mean": mean, "var": var}}
 
 
+_COARSE_RANGES = {"input_0": {"low": -8.0, "high": 8.0}, "a": {"low": -99.0, "high": 99.0}}
+
+
+def _coarse() -> quant.Quantized:
+    """A dense layer with 2-bit weights, and activations that are hardly rounded."""
+    return cj.quantize(
+        lambda v, x: x @ v["a"] + v["bias"][None], quant.uniform(weights=2, activations=16)
+    )
+
+
+def _coarse_inputs(i: int) -> Inputs:
+    rng = np.random.default_rng(i)
+    shapes = ((5, 4), (4,), (12, 5))
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def _bias_corrected(kernel: jax.Array, bias: jax.Array, x: jax.Array) -> Any:
+    qv = {"a": kernel, "bias": bias, "quant": jax.tree.map(jnp.float32, _COARSE_RANGES)}
+    return quant.correct_bias(_coarse(), qv, [x[:8], x[8:]])["bias"]
+
+
+def _bias_expected(kernel: jax.Array, bias: jax.Array, x: jax.Array) -> Any:
+    qv = {"a": kernel, "bias": bias, "quant": jax.tree.map(jnp.float32, _COARSE_RANGES)}
+    moments = {"input_0": quant.Moments(x.mean(0), x.std(0))}
+    return quant.correct_bias_without_data(_coarse(), qv, moments, x)["bias"]
+
+
+def corrected_bias_oracle(kernel: np.ndarray, bias: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A bias less the mean error of rounded weights, from Nagel et al. 2019, section 4.2.
+
+    Args:
+      kernel: [I, O].
+      bias: [O].
+      x: [B, I].
+
+    Returns:
+      float64 [O].
+    """
+    scale = np.abs(np.float64(kernel)).max(0)
+    return bias - np.float64(x).mean(0) @ (np.rint(kernel / scale) * scale - kernel)
+
+
+def _roundings(i: int) -> Inputs:
+    rng = np.random.default_rng((0, 2, 6)[i])
+    kernel = rng.normal(size=(6, 1))
+    x = np.maximum(rng.normal(size=(64, 6)) @ rng.normal(size=(6, 6)) + 0.5, 0)
+    return kernel.astype(np.float32), x.astype(np.float32)
+
+
+def _rounding(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    below = jnp.floor(kernel)[None]
+    problem = Problem(
+        inputs=x[None],
+        targets=jax.nn.relu(x @ kernel)[None],
+        below=below,
+        above=below + 1,
+        share=kernel[None] - below,
+        bias=jnp.zeros((1, 1, 1)),
+        lo=jnp.float32(0),
+        hi=jnp.float32(jnp.inf),
+    )
+    return choose(problem, steps=400, rows=64, weight=64.0)[0]
+
+
+def rounding_oracle(kernel: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The best of all ways to round, which AdaRound (Nagel et al. 2020) looks for.
+
+    Args:
+      kernel: [I, 1].
+      x: [B, I].
+
+    Returns:
+      Boolean [I, 1], true for up.
+    """
+    wanted = np.maximum(np.float64(x) @ kernel, 0)
+
+    def error(up: np.ndarray) -> float:
+        return np.square(np.maximum(x @ (np.floor(kernel) + up), 0) - wanted).sum()
+
+    every = [np.reshape(up, kernel.shape) for up in itertools.product([False, True], repeat=6)]
+    return min(every, key=error)
+
+
 _CORRECTIONS = [
+    stateless("correct-bias", _bias_corrected, _coarse_inputs, corrected_bias_oracle, atol=1e-3),
+    stateless(
+        "correct-bias-without-data",
+        _bias_expected,
+        _coarse_inputs,
+        corrected_bias_oracle,
+        atol=1e-5,
+    ),
+    stateless("adaround", _rounding, _roundings, rounding_oracle),
     stateless(
         "equalize",
         lambda variables, x: quant.equalize(_two_layers, variables, x)[1],
