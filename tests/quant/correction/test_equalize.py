@@ -1,6 +1,7 @@
 """Equalization finds its pairs, leaves the function as it is, and makes per-tensor int8 usable."""
 
 import flax.linen as nn
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jax import lax
 
 import compressjax as cj
 from compressjax import quant, tree
+from compressjax.quant.correction.equalize import Tie, log_scales
 from tests.support import equalize_oracles, topologies
 
 IMAGE = topologies.IMAGE
@@ -345,15 +347,27 @@ def test_batches_are_checked():
         quant.equalize(clipped, variables, X, batches=[X * np.nan])
 
 
-def mobile(x):
-    """Inverted residuals with ReLU: pointwise, depthwise, linear pointwise, some of them added."""
-    x = nn.relu(nn.Conv(8, (3, 3))(x))
-    for hidden, features in ((24, 8), (24, 12)):
-        y = nn.relu(nn.Conv(hidden, (1, 1))(x))
-        y = nn.relu(nn.Conv(hidden, (3, 3), feature_group_count=hidden)(y))
-        y = nn.Conv(features, (1, 1))(y)
-        x = x + y if features == x.shape[-1] else y
-    return topologies.head(nn.relu(nn.Conv(32, (1, 1))(x)))
+def mobile(act):
+    """Inverted residuals: pointwise, depthwise, linear pointwise, some of them added."""
+
+    def body(x):
+        x = act(nn.Conv(8, (3, 3))(x))
+        for hidden, features in ((24, 8), (24, 12)):
+            y = act(nn.Conv(hidden, (1, 1))(x))
+            y = act(nn.Conv(hidden, (3, 3), feature_group_count=hidden)(y))
+            y = nn.Conv(features, (1, 1))(y)
+            x = x + y if features == x.shape[-1] else y
+        return topologies.head(act(nn.Conv(32, (1, 1))(x)))
+
+    return body
+
+
+def per_tensor_error(fn, variables, expected):
+    """Of int8 with one scale for each kernel, in deviations of what is expected."""
+    q = cj.quantize(fn, quant.int8(per_channel=False))
+    qv = q.calibrate(variables, [SEEN[:32]])
+    found = np.asarray(jax.jit(q.apply)(qv, SEEN))
+    return np.sqrt(np.mean((found - expected) ** 2)) / np.std(expected)
 
 
 def ill_scaled(fn, variables, x, spread):
@@ -373,17 +387,60 @@ def ill_scaled(fn, variables, x, spread):
 
 def test_the_claim_of_the_paper():
     """Per-tensor int8: at least 90 % of what ill-scaled channels cost is won back (table 1)."""
-    fn, variables = topologies.linen(mobile)
+    fn, variables = topologies.linen(mobile(nn.relu))
     spoiled = ill_scaled(fn, variables, IMAGE, 1.5)
     expected = np.asarray(fn(variables, SEEN))
     assert gap(fn(spoiled, SEEN), expected) < 1e-4
-
-    def error(fn, variables):
-        q = cj.quantize(fn, quant.int8(per_channel=False))
-        qv = q.calibrate(variables, [SEEN[:32]])
-        return np.sqrt(np.mean((jax.jit(q.apply)(qv, SEEN) - expected) ** 2))
-
-    well, naive = error(fn, variables), error(fn, spoiled)
-    equalized = error(*quant.equalize(fn, spoiled, IMAGE))
+    well, naive = (per_tensor_error(fn, v, expected) for v in (variables, spoiled))
+    equalized = per_tensor_error(*quant.equalize(fn, spoiled, IMAGE), expected)
     assert naive > 5 * well
     assert (naive - equalized) / (naive - well) >= 0.9
+
+
+def test_keeping_clips_beats_removing_them():
+    """With ReLU6, batches keep the function, so what is won is not lost to missing clips."""
+    fn, variables = topologies.linen(mobile(nn.relu6))
+    rng = np.random.default_rng(6)
+
+    def leaf(path, w):
+        gains = np.exp(rng.normal(0.5, 1.0, w.shape[-1:]))
+        return jnp.asarray(w * (gains if path.endswith("kernel") else 1.0), w.dtype)
+
+    variables = tree.map_with_path(leaf, variables)
+    expected = np.asarray(fn(variables, SEEN))
+    naive = per_tensor_error(fn, variables, expected)
+    kept = quant.equalize(fn, variables, IMAGE, batches=[SEEN[:32]])
+    apply, removed = quant.equalize(fn, variables, IMAGE, remove_clips=True)
+    assert per_tensor_error(*kept, expected) < 0.5 * naive
+    assert np.std(apply(removed, SEEN) - expected) / np.std(expected) > naive
+
+
+MADE, READ, CHANNEL = (5, 2, 3), (4, 3, 2), np.array([5, 0, 0, 1, 2, 2, 2, 3, 4, 4, 1, 5])
+
+
+@hypothesis.given(
+    hypothesis.strategies.integers(0, 2**31 - 1),
+    hypothesis.strategies.floats(0.0, 8.0),
+    hypothesis.strategies.floats(0.0, 0.9),
+)
+def test_ranges_meet_in_their_geometric_mean(seed, spread, zeros):
+    """Whatever the weights: channels with none stay, the others get one range from two."""
+    rng = np.random.default_rng(seed)
+    made, read = (
+        (np.exp(rng.normal(0, spread, s)) * (rng.random(s) >= zeros)).astype(np.float32)
+        for s in (MADE, READ)
+    )
+    free = np.full(6, -np.inf, np.float32), np.full(6, np.inf, np.float32)
+    with np.errstate(divide="ignore"):
+        logs = [jnp.asarray(np.log(w)) for w in (made, read)]
+    (log,) = SOLVE(logs, *free)
+    r1, r2 = made.max(0).ravel(), np.zeros(6)
+    np.maximum.at(r2, CHANNEL, read.max(2).T.ravel())
+    alive = (r1 > 0) & (r2 > 0)
+    np.testing.assert_array_equal(log[~alive], 0.0)
+    scale = np.exp(np.float64(log))[alive]
+    np.testing.assert_allclose(r1[alive] / scale, np.sqrt(r1 * r2)[alive], rtol=1e-4)
+    np.testing.assert_allclose(r2[alive] * scale, np.sqrt(r1 * r2)[alive], rtol=1e-4)
+
+
+SOLVE = jax.jit(lambda logs, low, high: log_scales(logs, [Tie(0, 1, CHANNEL, low, high)]))
