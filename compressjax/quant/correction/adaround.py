@@ -9,7 +9,7 @@ included (the paper's equation 25). Bias correction repairs the mean of the same
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from compressjax.quant.forward import grid_params
 from compressjax.quant.grids import Grid
 from compressjax.quant.plan import Plan, Step
 from compressjax.quant.quantize import Quantized
+from compressjax.quant.spec import layout
 from compressjax.quant.steps import Operand
 from compressjax.quant.steps.kind import clamped
 
@@ -206,9 +207,9 @@ def adaround(
     """Rounds weights up or down so that layers put out what they did (Nagel et al., 2020).
 
     Layers are done in the order they run. Of each, `samples` output positions of the batches are
-    drawn, and the soft variables are fitted to those; afterwards the weights lie on their grids, so
-    rounding them to the nearest value is the choice. Weights that are zero stay zero, and so does
-    the largest weight of each scale keep its size.
+    drawn, and the soft variables are fitted to those. Afterwards the weights lie on their grids, so
+    rounding them to the nearest value is the choice. Weights that are zero stay zero, and the
+    largest weight of each scale keeps its size.
 
     Args:
       q: from `quantize`, with static activations.
@@ -221,15 +222,16 @@ def adaround(
         rounding costs: the error of the layer's output, divided by its weights. (The paper's lambda
         is 0.01 in units of that output, which differ from layer to layer.)
       reference: variables of the float network; those of `qv` by default.
-      select: globs on the names of kernels; the layers to round.
+      select: globs on the names of kernels; the layers to round. Kernels that the spec leaves as
+        they are stay so.
       rng: which positions are drawn.
 
     Returns:
       `qv` with other kernels.
 
     Raises:
-      ValueError: if the kernel of a selected layer is not a variable of its own or not quantized, a
-        grid refits to rounded weights, a glob matches no kernel, or there are no batches.
+      ValueError: if the kernel of a selected layer is not a variable of its own, a grid refits to
+        rounded weights, a glob matches no kernel, or there are no batches.
 
     Example:
       >>> from compressjax.quant import quantize, uniform
@@ -241,16 +243,15 @@ def adaround(
     """
     calls = walk.calls(batches)
     plan, contractions = walk.contractions(q, qv, calls[0])
-    paths = _kernel_paths(plan, contractions, select)
     order = list(contractions)
+    weights = layout(q.spec, plan).weights
+    chosen = [name for name in tree.match(select, order, what="select") if weights[name]]
+    paths = _kernel_paths(plan, [contractions[name] for name in chosen])
 
     def correct(layer: walk.Layer, qv: Any) -> Any:
-        name = layer.step.name
-        if name not in paths:
+        name, step, grid = layer.step.name, layer.step, layer.grid
+        if name not in paths or grid is None:
             return qv
-        if layer.grid is None:
-            raise ValueError(f"{name!r} is not quantized by the spec: leave it out of select")
-        grid, step = layer.grid, layer.step
 
         @jax.jit
         def problem_of(qv: Any, key: jax.Array, inputs: Any, outputs: Any) -> Problem:
@@ -283,19 +284,17 @@ def adaround(
     return walk.walk(q, qv, qv if reference is None else reference, calls, correct)
 
 
-def _kernel_paths(
-    plan: Plan, contractions: Mapping[str, Step], select: str | Iterable[str]
-) -> dict[str, str]:
-    """The kernel's variable of each selected layer."""
+def _kernel_paths(plan: Plan, contractions: Iterable[Step]) -> dict[str, str]:
+    """The variables that are the kernels of some layers."""
     found = {}
-    for name in tree.match(select, contractions, what="select"):
-        path = sites.kernel_path(plan.graph, contractions[name])
+    for step in contractions:
+        path = sites.kernel_path(plan.graph, step)
         if path is None:
             raise ValueError(
-                f"the kernel of {name!r} is computed from variables or used twice, so its rounding "
-                "cannot be chosen: leave the layer out of select"
+                f"the kernel of {step.name!r} is computed from variables or used twice, so its "
+                "rounding cannot be chosen: leave the layer out of select"
             )
-        found[name] = path
+        found[step.name] = path
     return found
 
 
@@ -312,7 +311,7 @@ def _sample(
     rows, targets = [], []
     for i, (x, y, size) in enumerate(zip(inputs, outputs, sizes, strict=True)):
         count = min(math.ceil(samples * size / sum(sizes)), size)
-        # One in each stretch of equal length: spread out, all different, and nothing is sorted.
+        # One in each stretch of equal length: spread out, and nothing has to be sorted.
         spread = jnp.arange(count) + jax.random.uniform(jax.random.fold_in(key, i), (count,))
         at = jnp.minimum(jnp.floor(spread * (size / count)).astype(int), size - 1)
         rows.append(patches.sample(step, x, kernel_shape, at))
