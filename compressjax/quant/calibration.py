@@ -13,6 +13,7 @@ from jax import lax
 
 from compressjax.quant import forward, ranges, steps
 from compressjax.quant.forward import Variables
+from compressjax.quant.grids import fit_at
 from compressjax.quant.observers import Observer
 from compressjax.quant.plan import Plan
 from compressjax.quant.spec import Layout, Spec, layout
@@ -138,7 +139,7 @@ def learned_params(plan: Plan, found: Layout, variables: Variables) -> dict[str,
     if not learning:
         return {}
     operands = steps.operands(plan, variables)
-    return {name: grid.fit(operands[name].value) for name, grid in learning.items()}
+    return {name: fit_at(name, grid, operands[name].value) for name, grid in learning.items()}
 
 
 def moved(
@@ -195,5 +196,5 @@ def _feasible(
     for name, grid in found.weights.items():
         if grid is not None and grid.codes is not None:
             kernel = lax.stop_gradient(operands[name].value)
-            scales[name] = grid.codes(kernel, grid.fit(kernel), jnp.float32(0.0))[1].max()
+            scales[name] = grid.codes(kernel, fit_at(name, grid, kernel), jnp.float32(0.0))[1].max()
     return ranges.feasible(plan, ends, scales)

@@ -15,7 +15,7 @@ from jax import lax
 
 from compressjax import tree
 from compressjax.quant import lattice, ranges, simulate, steps
-from compressjax.quant.grids import Grid
+from compressjax.quant.grids import Grid, fit_at
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Plan, Step
 from compressjax.quant.spec import Activations, Layout, Spec, layout
@@ -269,9 +269,9 @@ def grid_params(name: str, grid: Grid, kernel: jax.Array, qv: Variables) -> Any:
       >>> grid_params('kernel', integer(8), jnp.array([[127.0]]), {})
       Array([1.], dtype=float32)
     """
-    fitted = jax.eval_shape(grid.fit, kernel) if grid.learned else grid.fit(kernel)
     if not grid.learned:
-        return jax.tree.map(lax.stop_gradient, fitted)
+        return jax.tree.map(lax.stop_gradient, fit_at(name, grid, kernel))
+    fitted = jax.eval_shape(grid.fit, kernel)
     stored = tree.paths(qv.get("quant", {}))
     prefix = f"{name}/{ranges.GRID}"
     leaves = {}

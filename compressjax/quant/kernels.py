@@ -18,7 +18,7 @@ from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph import Graph, Op
 from compressjax.quant import forward, ranges, simulate
-from compressjax.quant.grids import Grid
+from compressjax.quant.grids import Grid, fit_at
 from compressjax.quant.spec import Dynamic, Spec
 
 
@@ -73,7 +73,7 @@ def params(graph: Graph, spec: Spec, variables: Mapping[str, Any]) -> dict[str, 
             op = next(op for op in graph.ops if op.name == name)
             side = _kernel_side(graph, op)
             (kernel,) = graphs.evaluate(graph, [op.inputs[side]], known)
-            fitted[name] = grid.fit(_rows(op, side, kernel))
+            fitted[name] = fit_at(name, grid, _rows(op, side, kernel))
     return fitted
 
 

@@ -124,3 +124,15 @@ def test_nan_is_found_outside_jit_only():
 def test_fitted_params_must_cover_the_rules():
     with pytest.raises(ValueError, match="'conv/kernel' has no fitted params for .*int3"):
         quant.fake_quant(params(), RULES, {})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [quant.weight_only(grids.codebook(7)), quant.int8(weights={"**": grids.codebook(7)})],
+    ids=["weights", "int8"],
+)
+def test_quantize_names_the_kernel_that_does_not_suit_its_grid(spec):
+    q = quant.quantize(lambda v, x: x @ v["dense"]["kernel"], spec)
+    variables = {"dense": {"kernel": jnp.ones((3, 2))}}
+    with pytest.raises(ValueError, match="'dense/kernel' does not suit the grid 'codebook of 7'"):
+        q.calibrate(variables, [jnp.ones((2, 3))])
