@@ -33,6 +33,7 @@ _OPS = {
     "relu": "RELU RELU6 RELU_N1_TO_1",
     "requantize": "QUANTIZE",
     "elu": "LEAKY_RELU",
+    "clamp": "LEAKY_RELU",
 }
 _OPERAND = {"slice": "starts", "pad": "padding", "transpose": "permutation"}
 _VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())

@@ -30,7 +30,7 @@ def correct(model: Any, operator: Any, step: FrozenStep) -> None:
     elif step.kind == "leaky_relu":
         operator.builtinOptions.alpha = float(step.params["slope"])  # type: ignore[arg-type]
     elif step.kind == "elu":
-        operator.opcodeIndex = _opcode(model, "ELU", version=1)
+        operator.opcodeIndex = opcode(model, "ELU", version=1)
         operator.builtinOptionsType, operator.builtinOptions = 0, None
     elif step.kind == "batch_matmul" and flatbuffer.op_name(model, operator) != "BATCH_MATMUL":
         _to_batch_matmul(model, operator, step.name)
@@ -52,7 +52,7 @@ def _to_batch_matmul(model: Any, operator: Any, name: str) -> None:
             f"of rank {ranks[1]}, expected the same: export with a batch of at least two"
         )
     clamp = operator.builtinOptions.fusedActivationFunction
-    operator.opcodeIndex = _opcode(model, "BATCH_MATMUL", version=2)
+    operator.opcodeIndex = opcode(model, "BATCH_MATMUL", version=2)
     operator.inputs = [left, right]
     operator.builtinOptionsType = schema.BuiltinOptions.BatchMatMulOptions
     operator.builtinOptions = schema.BatchMatMulOptionsT(adjX=False, adjY=True)
@@ -63,15 +63,27 @@ def _to_batch_matmul(model: Any, operator: Any, name: str) -> None:
         if graph.tensors[output].name == name:
             graph.tensors[output].name = f"{name}/clamped"
         operator.outputs = [len(graph.tensors) - 1]
-        code = _opcode(model, names[clamp], version=2)
+        code = opcode(model, names[clamp], version=2)
         own = schema.OperatorT(opcodeIndex=code, inputs=operator.outputs, outputs=[output])
         place = next(i for i, other in enumerate(graph.operators) if other is operator)
         graph.operators.insert(place + 1, own)
 
 
-def _opcode(model: Any, op: str, version: int) -> int:
-    """Adds an operator code to the file; those that nothing uses are dropped at the end."""
+def opcode(model: Any, op: str, version: int) -> int:
+    """Finds the operator code of a file, or adds it; those that nothing uses are dropped later.
+
+    Args:
+        model: the unpacked file; it may be changed.
+        op: LiteRT's name of the operation.
+        version: the version that is wanted.
+
+    Returns:
+        The index of the code.
+    """
     schema = require("ai_edge_litert.schema_py_generated")
     number = getattr(schema.BuiltinOperator, op)
+    for index, code in enumerate(model.operatorCodes):
+        if (code.builtinCode, code.version) == (number, version):
+            return index
     model.operatorCodes.append(schema.OperatorCodeT(min(number, 127), None, version, number))
     return len(model.operatorCodes) - 1

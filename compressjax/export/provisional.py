@@ -30,6 +30,7 @@ _STAND_INS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
     "elu": jax.nn.leaky_relu,
     "leaky_relu": jax.nn.leaky_relu,
+    "clamp": jax.nn.leaky_relu,
 }
 _WEIGHT_SCALE = np.float32(2**-7)
 _MARK = 1024  # labels are 1, 1 + 1/1024, 1 + 2/1024, ...: exact in float32, far apart

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import flatbuffer, operators
+from compressjax.export import clamps, flatbuffer, operators
 from compressjax.export._require import require
 from compressjax.export.match import Matched, match
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
@@ -52,6 +52,7 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
         writer.write(grids[steps[name].inputs[0]][0], matched)
     _name_ends(graph, model.signatureDefs[0], matched, plan)
     _requantize(model, plan, matched)
+    clamps.compare(model, [(operator, steps[name]) for operator, name in matched.steps])
     if int8_io:
         _strip_float(graph, model.signatureDefs[0], matched)
     _drop_unused(model)

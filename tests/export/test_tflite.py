@@ -59,6 +59,14 @@ def _clamp_beside(b, x):
     return b.add(x, b.step("relu", [x], plans.relu))
 
 
+def _clamp_on_one_grid(clamp):
+    def build(b, x):
+        x = b.conv(x, 8)
+        return b.add(x, b.step("relu", [x], clamp, grid=b.grid(x)))
+
+    return build
+
+
 CASES = {
     "no bias": (lambda b, x: b.conv(x, 8, bias=False), ["CONV_2D"]),
     "same kernel twice": (lambda b, x: b.concatenate(x, x), ["CONCATENATION"]),
@@ -105,6 +113,11 @@ CASES = {
     "lowest pad": (_lowest_pad, ["CONV_2D", "PADV2", "MAX_POOL_2D"]),
     "clamp after pool": (_clamp_after_pool, ["CONV_2D", "MAX_POOL_2D", "MEAN"]),
     "clamp beside": (_clamp_beside, ["CONV_2D", "RELU", "ADD"]),
+    "clamp on one grid": (_clamp_on_one_grid(plans.relu), ["CONV_2D", "MAXIMUM", "ADD"]),
+    "two-sided clamp": (
+        _clamp_on_one_grid(plans.relu6),
+        ["CONV_2D", "MAXIMUM", "MINIMUM", "ADD"],
+    ),
 }
 NETWORKS = {
     "resnet": (plans.resnet, ["CONV_2D", *CONV_BLOCK[1:], *CONV_BLOCK, "MEAN", "FULLY_CONNECTED"]),

@@ -194,6 +194,27 @@ def test_an_activation_of_a_returned_value_is_not_fused():
     assert list(plan.outputs) == [step.name for step in plan.steps]
 
 
+@pytest.mark.parametrize(
+    ("clamp", "expected"),
+    [
+        (nn.relu, ("relu", 0.0, None)),
+        (lambda x: jnp.clip(x, -1, 1), ("relu", -1.0, 1.0)),
+        (lambda x: jnp.clip(x, 0.25, 0.75), ("clamp", 0.25, 0.75)),
+        (lambda x: jnp.maximum(x, 0.5), ("clamp", 0.5, None)),
+        (lambda x: jnp.minimum(jnp.minimum(x, 2.0), 1.0), ("clamp", None, 1.0)),
+    ],
+)
+def test_a_lone_clamp_has_any_bounds_and_its_input_s_range(clamp, expected):
+    plan = plan_of(lambda v, x: clamp(x))
+    assert bounds(plan) == [expected]
+    assert plan.observed == ("input_0",)
+
+
+def test_an_activation_that_fuses_leaves_the_rest_of_a_clamp():
+    plan = linen(lambda x: jnp.clip(nn.Conv(4, (1, 1))(x), 0.0, 1.0))
+    assert bounds(plan) == [("conv", 0.0, None), ("clamp", None, 1.0)]
+
+
 def test_elementwise_of_two_tensors():
     plan = plan_of(lambda v, x, y: (x + y) * (x - y), IMAGE, IMAGE)
     assert kinds(plan) == ["add", "sub", "mul"]
@@ -506,8 +527,7 @@ def test_names_are_unique():
         (lambda v, x: x.mean((1, 2)) * 0 + x.sum((1, 2)) / 7.0, "number of its terms"),
         (lambda v, x: x.max(-1), "a maximum is int8 only inside a softmax"),
         (lambda v, x: jax.nn.softmax(x, axis=1), "over the last axis"),
-        (lambda v, x: jnp.maximum(x, 0.5), "clamps only as relu"),
-        (lambda v, x: jnp.minimum(x, 1.0), "clamps only as relu"),
+        (lambda v, x: jnp.maximum(x, jnp.ones((1, 1, 1, 4))), "a bound that is no number"),
         (lambda v, x: 1.0 / (x + 2.0), "int8 division fails at run time on a divisor that is zero"),
         (lambda v, x: x / (x + 2.0), "divides by a value that depends on an input"),
         (lambda v, x: jnp.where(x > 1, x, 2 * x), r"'gt_0' \(gt"),

@@ -127,6 +127,14 @@ def mobilenet_v3(x):
     return nn.Dense(3)(nn.hard_swish(nn.Dense(16)(x.mean((1, 2)))))
 
 
+def clamps_beside_other_readers(x):
+    bounds = ((0.0, None), (0.0, 6.0), (-1.0, 1.0), (0.1, 0.7), (None, 2.0))
+    for bound in bounds:
+        x = 4.0 * nn.Conv(4, (1, 1))(x)
+        x = x - jnp.clip(x, *bound)
+    return jnp.clip(nn.Conv(4, (1, 1))(x), 0.0, 0.3)
+
+
 def transformer_mlp(x):
     for fast, approximate in ((True, True), (False, False)):
         y = nn.Dense(32)(nn.LayerNorm(use_fast_variance=fast)(x))
@@ -186,6 +194,7 @@ NETWORKS = {
             grouped,
             subtraction,
             mobilenet_v3,
+            clamps_beside_other_readers,
         )
     },
     **{
@@ -197,7 +206,7 @@ NETWORKS = {
 
 
 # Networks whose operations the converters see differently: these go through both.
-BOTH = ("mobilenet_v3", "transformer_mlp", "smooth_functions")
+BOTH = ("mobilenet_v3", "clamps_beside_other_readers", "transformer_mlp", "smooth_functions")
 
 
 @pytest.mark.parametrize(

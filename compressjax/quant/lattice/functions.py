@@ -143,18 +143,19 @@ def softmax(x: jax.Array, x_q: Affine, axis: int = -1) -> jax.Array:
 
 
 def relu(
-    x: jax.Array, x_q: Affine, out_q: Affine, lo: float = 0.0, hi: float | None = None
+    x: jax.Array, x_q: Affine, out_q: Affine, lo: float | None = 0.0, hi: float | None = None
 ) -> jax.Array:
     """Computes a lone RELU, RELU6 or RELU_N1_TO_1 in the builtin kernel's 32-bit fixed point.
 
     XNNPACK declines them for int8. A relu fused into its producer costs and rounds nothing:
-    prefer that where there is a producer.
+    prefer that where there is a producer. On one grid this is MAXIMUM and MINIMUM with the codes
+    of the bounds, whatever those are.
 
     Args:
         x: codes of any shape.
         x_q: the grid of `x`.
         out_q: the output's grid.
-        lo: least real value.
+        lo: least real value, or None.
         hi: greatest real value, or None.
 
     Returns:

@@ -24,7 +24,7 @@ FIXED_GRIDS = {
 
 # Steps that may stand in a plan twice: what their output shares its range with tells them apart.
 _REPEATED = frozenset(
-    "requantize concatenate pad reshape transpose slice relu maximum minimum".split()
+    "requantize concatenate pad reshape transpose slice relu clamp maximum minimum".split()
 )
 
 
@@ -73,8 +73,9 @@ class Placer:
             f"cannot quantize operation {op.name!r} ({op.kind}, output shape {op.out_shape}): "
             f"{why}. "
             "Rewrite it with convolutions, matrix products, add, sub, mul, pooling, means, "
-            "reshapes, concatenation, relu, relu6, logistic, tanh or softmax, or leave it out of "
-            "the function that is quantized."
+            "reshapes, concatenation, clamps, maximum, minimum, gelu, elu, leaky_relu, logistic, "
+            "tanh, exp, log, rsqrt, whole powers, layer norms or softmax, or leave it out of the "
+            "function that is quantized."
         )
 
     def range_of(self, name: str) -> str:

@@ -37,6 +37,8 @@ def elementwise(placer: Placer, op: Op) -> None:
         _arithmetic(placer, op, kind, [dynamic], Constant(operand, None, layout))
 
 
+Bounds = tuple[float | None, float | None]
+
 # As which kind an operation with a constant is placed, and how that takes the constant.
 _LAYOUTS: Mapping[str, tuple[str, Callable[[jax.Array], jax.Array]]] = {
     "add": ("add", jnp.atleast_1d),
@@ -164,10 +166,27 @@ def relu(placer: Placer, op: Op) -> None:
         return
     dynamic = next((value for value in op.inputs if not placer.graph.is_static(value)), None)
     bounds = clamp_bounds(op, dynamic) if dynamic is not None else None
-    if dynamic is None or bounds not in FUSED_BOUNDS:
-        placer.refuse(op, "LiteRT clamps only as relu, relu6 or relu_n1_to_1")
+    if dynamic is None or bounds is None:
+        placer.refuse(op, "a bound that is no number is no clamp of LiteRT")
+    end = op.outputs[0]
+    while (reader := placer.only_reader(end)) is not None:
+        further = clamp_bounds(reader, end)
+        if further is None:
+            break
+        bounds = _tighter(bounds, further)
+        placer.covered.add(reader)
+        end = reader.outputs[0]
+    kind = "relu" if bounds in FUSED_BOUNDS else "clamp"
+    params = {"bounds": bounds}
     x = placer.tensor(op, dynamic)
-    placer.add(op, "relu", [x], op.outputs[0], bounds=bounds, same_range=True)
+    placer.add(op, kind, [x], end, bounds=bounds, params=params, same_range=True)
+
+
+def _tighter(bounds: Bounds, further: Bounds) -> Bounds:
+    (lo, hi), (low, high) = bounds, further
+    lows = [bound for bound in (lo, low) if bound is not None]
+    highs = [bound for bound in (hi, high) if bound is not None]
+    return max(lows, default=None), min(highs, default=None)
 
 
 def unary(placer: Placer, op: Op) -> None:

@@ -40,6 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "mul": pointwise.MUL,
     "requantize": pointwise.REQUANTIZE,
     "relu": pointwise.RELU,
+    "clamp": pointwise.RELU,
     "softmax": pointwise.SOFTMAX,
     "logistic": pointwise.LOGISTIC,
     "tanh": pointwise.TANH,

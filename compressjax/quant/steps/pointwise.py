@@ -98,7 +98,7 @@ def _relu(
     out: Affine,
 ) -> Stored:
     del coded
-    return Stored(lattice.relu(codes[0], grids[0], out, lo=step.lo or 0.0, hi=step.hi), None)
+    return Stored(lattice.relu(codes[0], grids[0], out, lo=step.lo, hi=step.hi), None)
 
 
 ADD = _binary(jnp.add, lattice.add)
