@@ -29,6 +29,9 @@ from compressjax.quant.observers import percentile as percentile
 from compressjax.quant.plan import Plan as Plan
 from compressjax.quant.quantize import Quantized as Quantized
 from compressjax.quant.quantize import quantize as quantize
+from compressjax.quant.recipe import Auto as Auto
+from compressjax.quant.recipe import Tried as Tried
+from compressjax.quant.recipe import auto as auto
 from compressjax.quant.spec import Activations as Activations
 from compressjax.quant.spec import Dynamic as Dynamic
 from compressjax.quant.spec import Spec as Spec
