@@ -51,15 +51,15 @@ def test_a_constant_is_clamped_as_a_constant():
 
 
 def network(v, x):
-    """Convolution, depthwise convolution, and a dense layer, each with a bias."""
+    """Convolution, depthwise convolution beside a shortcut, and a dense layer, all with biases."""
     layout = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, v["a"]["kernel"], (1, 1), "SAME", dimension_numbers=layout)
-    y = jax.nn.relu(y + v["a"]["bias"].reshape(1, 1, 1, -1))
+    y = jax.lax.conv_general_dilated(x, v["a"]["kernel"], (2, 2), "SAME", dimension_numbers=layout)
+    x = jax.nn.relu(y + v["a"]["bias"].reshape(1, 1, 1, -1))
     y = jax.lax.conv_general_dilated(
-        y, v["b"]["kernel"], (2, 2), "SAME", dimension_numbers=layout, feature_group_count=4
+        x, v["b"]["kernel"], (1, 1), "SAME", dimension_numbers=layout, feature_group_count=4
     )
-    y = jax.nn.relu6(y + v["b"]["bias"].reshape(1, 1, 1, -1)).mean((1, 2))
-    return y @ v["c"]["kernel"] + v["c"]["bias"].reshape(1, -1)
+    y = x + jax.nn.relu6(y + v["b"]["bias"].reshape(1, 1, 1, -1))
+    return y.mean((1, 2)) @ v["c"]["kernel"] + v["c"]["bias"].reshape(1, -1)
 
 
 def variables(seed=0):
