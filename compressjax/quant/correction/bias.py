@@ -34,7 +34,8 @@ def correct_bias(
 
     The error is that of the values before the activation, between the quantized network and the
     float one, averaged over all batches. Layers are corrected in the order they run, each seeing
-    what the corrected layers before it give. All batches go through the network once, together.
+    what the corrected layers before it give. All batches go through the network once, together, so
+    memory holds their tensors of a few layers at a time.
 
     Args:
       q: from `quantize`, with static activations.
