@@ -28,7 +28,6 @@ from compressjax.quant.lattice.grid import (
     quantize,
     ste_round,
     straight_through,
-    weight_codes,
 )
 from compressjax.quant.lattice.matmul import matmul_rescale, matmul_sum
 from compressjax.quant.lattice.pointwise import add, maximum, minimum, mul, requantize, sub
@@ -74,5 +73,4 @@ __all__ = [
     "sub",
     "sum",
     "tanh",
-    "weight_codes",
 ]

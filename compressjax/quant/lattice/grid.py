@@ -120,37 +120,6 @@ def dequantize(codes: jax.Array, q: Affine) -> jax.Array:
     return (codes - f32(q.zero_point)) * f32(q.scale)
 
 
-def weight_codes(w: jax.Array, scale: jax.Array, axis: int | None) -> jax.Array:
-    """Rounds weights to symmetric codes in [-127, 127]: round(w / scale), half to even.
-
-    The gradient passes where the rounded code is in range.
-
-    Args:
-        w: float32 weights of any shape.
-        scale: float32, [] for one scale or [O] for one per index of `axis`.
-        axis: the axis of `w` that `scale` runs along; None where `scale` is a scalar.
-
-    Returns:
-        Codes, float32, in the shape of `w`.
-
-    Raises:
-        ValueError: if `scale` has not one value per index of `axis`.
-
-    Example:
-        >>> weight_codes(jnp.array([[1.0, -1.0]]), jnp.array([0.5, 0.001]), axis=1).tolist()
-        [[2.0, -127.0]]
-    """
-    scale = f32(scale)
-    if axis is not None:
-        if scale.shape != (w.shape[axis],):
-            raise ValueError(
-                f"scale of shape {scale.shape} for axis {axis} of weights of shape {w.shape}: "
-                f"expected ({w.shape[axis]},)"
-            )
-        scale = along(scale, axis, w.ndim)
-    return saturate(ste_round(w / opaque(scale, w)), -127.0, 127.0)
-
-
 def bias_codes(b: jax.Array, in_scale: jax.Array, w_scale: jax.Array) -> jax.Array:
     """Rounds a bias to its int32 grid: round(b / (in_scale * w_scale)), half to even.
 
