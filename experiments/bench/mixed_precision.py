@@ -22,15 +22,13 @@ import compressjax as cj
 from compressjax import tree
 from compressjax.quant import Grid, bits
 from experiments import networks, run, stages
+from experiments.bench import options
 from experiments.pipeline import run_stages
 
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 512, "Images that sensitivities are measured on.", lower_bound=1
 )
 _PROBES = flags.DEFINE_integer("probes", 8, "Random probes for each 128 images.", lower_bound=2)
-_TESTED = flags.DEFINE_integer(
-    "tested", 10_000, "Images of the test split that count.", lower_bound=1
-)
 _WIDTHS = flags.DEFINE_list("widths", ["2", "3", "4", "5", "6", "8"], "Bits a layer may have.")
 _BUDGETS = flags.DEFINE_list(
     "budgets", ["2.5", "3", "3.5", "4", "6", "8"], "Sizes, in bits a weight on average."
@@ -250,7 +248,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}: measured in {now - start:.0f} s, {points} points on its Pareto front")
         start = now
     print("layers:", ", ".join(layers))
-    tested = judge(apply, variables, data, _TESTED.value)
+    tested = judge(apply, variables, data, options.TESTED.value)
     print(f"float: {100 * tested(variables).accuracy:.2f} %")
     budgets = [float(budget) for budget in _BUDGETS.value]
     rows = measure(scores, size, budgets, lambda a: tested(quantized(variables, a, grids)))

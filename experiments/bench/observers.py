@@ -15,14 +15,12 @@ import jax
 from absl import app, flags
 
 from compressjax import quant
-from experiments.bench import timing
+from experiments.bench import options, timing
 
 _SHAPE = flags.DEFINE_list("shape", ["32", "56", "56", "64"], "Shape of a batch of one tensor.")
 _SAMPLES = flags.DEFINE_integer(
     "samples", 2**16, "Values counted in a batch by the observer that samples.", lower_bound=1
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Times each program is measured.", lower_bound=2)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON with the hardware and versions.")
 
 
 def measure(*, shape: Sequence[int], samples: int, rounds: int) -> dict[str, Any]:
@@ -74,9 +72,10 @@ def main(argv: Sequence[str]) -> None:
     """Measures and prints."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    rounds = options.ROUNDS.value or 10
     shape = tuple(map(int, _SHAPE.value))
-    result = measure(shape=shape, samples=_SAMPLES.value, rounds=_ROUNDS.value)
-    if _JSON.value:
+    result = measure(shape=shape, samples=_SAMPLES.value, rounds=rounds)
+    if options.JSON.value:
         plain = {
             part: {name: dataclasses.asdict(t) for name, t in timings.items()}
             for part, timings in result.items()
@@ -84,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps({**plain, "environment": timing.environment()}, indent=2))
         return
     for part, timings in result.items():
-        print(f"{part}, float32 {list(shape)}, {_ROUNDS.value} rounds, wall time")
+        print(f"{part}, float32 {list(shape)}, {rounds} rounds, wall time")
         print(timing.table(timings))
 
 

@@ -20,23 +20,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 import compressjax as cj
 from compressjax import models, tree
-from experiments import networks
-from experiments.bench import timing, trained
+from experiments import networks, run
+from experiments.bench import options, timing, trained
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment whose network is added.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "That experiment's; its stage `train` is loaded.")
 _DATA = flags.DEFINE_string("data", "digits", "A data set of TFDS, or the embedded digits.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps it.")
-_IMAGES = flags.DEFINE_integer("images", 1000, "Test images that are compared.", lower_bound=1)
 _FULL = flags.DEFINE_bool("full", False, "Networks of their published widths.")
 _ONLY = flags.DEFINE_list("only", [], "Networks to compare; all if empty.")
 _VIA = flags.DEFINE_list("via", ["litert"], "Exporters: litert, jax2tf or both.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights.")
-_JSON = flags.DEFINE_bool("json", False, "Print JSON with the hardware and versions.")
 
 _V2_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)
 _V3_STRIDES = (1, 1, 2, 2, 1, 2)
@@ -120,21 +115,19 @@ def draw(shapes: Any, seed: int) -> Any:
     return tree.map_with_path(leaf, shapes)
 
 
-def untrained(
-    make: Any, options: dict[str, Any], data: networks.Data, seed: int
-) -> trained.Trained:
+def untrained(make: Any, fields: dict[str, Any], data: networks.Data, seed: int) -> trained.Trained:
     """Builds a network with drawn weights and with batch statistics of real images.
 
     Args:
       make: the model's class.
-      options: of the model.
+      fields: of the model.
       data: its images.
       seed: of the weights.
 
     Returns:
       The folded network.
     """
-    settings = ml_collections.ConfigDict({"make": make, "options": options})
+    settings = ml_collections.ConfigDict({"make": make, "options": fields})
     network, init = networks.dense(settings, data.num_classes)
     variables = draw(jax.eval_shape(init, jax.random.key(0), data.example), seed)
     shown = trained.batches(data, data.train_images, size=128, count=128)
@@ -205,7 +198,8 @@ def main(argv: Sequence[str]) -> None:
     """Compares and prints, each row as soon as it is there."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if (_CONFIG.value is None) != (_WORKDIR.value is None):
+    images = options.IMAGES.value or 1000
+    if (run.CONFIG.value is None) != (run.WORKDIR.value is None):
         raise app.UsageError("--config and --workdir go together")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
     settings = {"name": _DATA.value, "directory": _DATA_DIR.value, "train_split": "train"}
@@ -218,18 +212,18 @@ def main(argv: Sequence[str]) -> None:
 
     def add(name: str, network: trained.Trained) -> None:
         for via in _VIA.value:
-            rows.append(compare(name, network, _IMAGES.value, via))
-            if not _JSON.value:
+            rows.append(compare(name, network, images, via))
+            if not options.JSON.value:
                 print(table(rows[-1:]).splitlines()[1], flush=True)
 
-    if not _JSON.value:
+    if not options.JSON.value:
         print(table([]), flush=True)
-    if _CONFIG.value is not None:
-        add("trained", trained.load(_CONFIG.value, _WORKDIR.value))
-    for name, (make, options) in chosen.items():
+    if run.CONFIG.value is not None:
+        add("trained", trained.load(run.CONFIG.value, run.WORKDIR.value))
+    for name, (make, fields) in chosen.items():
         if not _ONLY.value or name in _ONLY.value:
-            add(name, untrained(make, options, data, _SEED.value))
-    if _JSON.value:
+            add(name, untrained(make, fields, data, _SEED.value))
+    if options.JSON.value:
         found = [row._asdict() for row in rows]
         print(json.dumps({"rows": found, "environment": timing.environment()}, indent=2))
         return
@@ -238,4 +232,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=run.parse)

@@ -18,19 +18,10 @@ from absl import app, flags
 
 from compressjax import pruning
 from compressjax.models import ResNet8
-from experiments.bench import timing
+from experiments.bench import options, timing
 
-_BATCH = flags.DEFINE_integer("batch", 128, "Images in a batch.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 40, "Times each step is measured.", lower_bound=2)
 _EVERY = flags.DEFINE_integer("every", 50, "Steps between two mask updates.", lower_bound=1)
 _SPARSITY = flags.DEFINE_float("sparsity", 0.8, "Fraction of weights that are pruned.", 0.0, 0.999)
-_CLOCK = flags.DEFINE_enum_class(
-    "clock",
-    timing.Clock.WALL,
-    timing.Clock,
-    "What is measured. Processor seconds are steadier on a machine that others use.",
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON with the hardware and versions.")
 
 
 def training_step(tx: optax.GradientTransformation, batch: int) -> Callable[[], jax.Array]:
@@ -120,21 +111,23 @@ def main(argv: Sequence[str]) -> None:
     """Measures and prints."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    batch = options.BATCH.value or 128
+    rounds = options.ROUNDS.value or 40
+    clock = options.CLOCK.value
     result = measure(
-        batch=_BATCH.value,
-        rounds=_ROUNDS.value,
+        batch=batch,
+        rounds=rounds,
         every=_EVERY.value,
         sparsity=_SPARSITY.value,
-        clock=_CLOCK.value,
+        clock=clock,
     )
     timings = result.pop("timings")
-    if _JSON.value:
+    if options.JSON.value:
         result["timings"] = {name: dataclasses.asdict(t) for name, t in timings.items()}
         print(json.dumps({**result, "environment": timing.environment()}, indent=2))
         return
     print(
-        f"ResNet-8, batch {_BATCH.value}, sparsity {_SPARSITY.value}, {_ROUNDS.value} rounds, "
-        f"{_CLOCK.value.value} time"
+        f"ResNet-8, batch {batch}, sparsity {_SPARSITY.value}, {rounds} rounds, {clock.value} time"
     )
     print(timing.table(timings))
     print(f"amortised over {result['every']} steps: {result['amortised_ratio']:.3f}")

@@ -142,11 +142,11 @@ def table(timings: Mapping[str, Timing]) -> str:
 
     Example:
       >>> print(table({'dense': Timing(0.25, 1.0, 1.0, 1.0)}))
-      program                          ms     ratio (quartiles)
-      dense                        250.00     1.000 (1.000 to 1.000)
+      program                              ms     ratio (quartiles)
+      dense                            250.00     1.000 (1.000 to 1.000)
     """
-    lines = [f"{'program':<24} {'ms':>10}     ratio (quartiles)"]
+    lines = [f"{'program':<28} {'ms':>10}     ratio (quartiles)"]
     for name, t in timings.items():
         spread = f"{t.ratio:.3f} ({t.ratio_low:.3f} to {t.ratio_high:.3f})"
-        lines.append(f"{name:<24} {t.median * 1e3:>10.2f}     {spread}")
+        lines.append(f"{name:<28} {t.median * 1e3:>10.2f}     {spread}")
     return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""The flags that several benchmarks have, defined once, so that one process may import them all.
+
+Where a default is None, each benchmark has its own, which its docstring or its heading says.
+"""
+
+from absl import flags
+
+from experiments.bench import timing
+
+BATCH = flags.DEFINE_integer("batch", None, "Images at once.", lower_bound=1)
+IMAGES = flags.DEFINE_integer("images", None, "Images that are used.", lower_bound=2)
+TESTED = flags.DEFINE_integer(
+    "tested", 10_000, "Images of the test split that count.", lower_bound=1
+)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Times each program is measured.", lower_bound=2)
+CLOCK = flags.DEFINE_enum_class(
+    "clock",
+    timing.Clock.WALL,
+    timing.Clock,
+    "What is measured. Processor seconds are steadier on a machine that others use.",
+)
+JSON = flags.DEFINE_bool("json", False, "Print JSON with the hardware and versions.")
