@@ -1,32 +1,35 @@
-"""The README's Python runs as written, in order, and the files that its commands name exist."""
+"""The Python of the README and of every page runs as written; what commands name exists."""
 
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language):
+def blocks(page, language):
     """Yields (line number, code) for every fenced block of a language."""
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         yield text.count("\n", 0, found.start(1)), found.group(1)
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": "page"}
     ran = 0
-    for line, code in blocks("python"):
-        # Blank lines in front make a traceback name the README's own line.
-        exec(compile("\n" * line + code, str(README), "exec"), namespace)
+    for line, code in blocks(page, "python"):
+        # Blank lines in front make a traceback name the page's own line.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
         ran += 1
     assert ran > 0
 
 
 def test_commands_name_files_that_exist():
-    commands = "".join(code for _, code in blocks("(?:bash|sh)"))
+    commands = "".join(code for page in PAGES for _, code in blocks(page, "(?:bash|sh)"))
     named = set(re.findall(r"\b(?:launch|experiments)/[\w/]+\.(?:py|sh)\b", commands))
     modules = re.findall(r"python -m ((?:compressjax|experiments)[\w.]*)", commands)
     named |= {module.replace(".", "/") + ".py" for module in modules}
