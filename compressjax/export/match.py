@@ -32,10 +32,14 @@ _OPS = {
     "slice": "SLICE STRIDED_SLICE",
     "relu": "RELU RELU6 RELU_N1_TO_1",
     "requantize": "QUANTIZE",
+    "gather": "GATHER GATHER_ND",
+    "resize_nearest": "RESIZE_NEAREST_NEIGHBOR",
     "elu": "LEAKY_RELU",
     "clamp": "LEAKY_RELU",
 }
-_OPERAND = {"slice": "starts", "pad": "padding", "transpose": "permutation"}
+_OPERAND = {
+    "slice": "starts", "pad": "padding", "transpose": "permutation", "gather": "indices",
+}  # fmt: skip
 _VIEWS = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2".split())
 
 
@@ -124,7 +128,8 @@ class _Matcher:
         step = self._step(op, sources, operator)
         if step is not None:
             del self.free[step.name]
-            self.found.names[output] = (step.name, step.name)
+            moved = op == "GATHER_ND"  # stands between transposes: not the step's own layout
+            self.found.names[output] = (f"{step.name}/moved" if moved else step.name, step.name)
             self.found.steps.append((operator, step.name))
         elif op in _VIEWS and len(sources) == 1 and self._is_int8(output):
             self.found.names[output] = (f"{sources[0]}/view_{output}", sources[0])
@@ -188,7 +193,9 @@ class _Matcher:
             return True
         found = flatbuffer.constant(self.model, self.graph.tensors[operator.inputs[1]])
         expected = params.get(_OPERAND[step.kind])
-        return found is None or expected is None or np.array_equal(found, expected)
+        return (
+            found is None or expected is None or np.array_equal(np.ravel(found), np.ravel(expected))
+        )
 
     def _root(self, name: str) -> str:
         """The value that a chain of foldable steps starts from."""

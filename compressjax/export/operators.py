@@ -9,9 +9,61 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
+
 from compressjax.export import flatbuffer
 from compressjax.export._require import require
 from compressjax.quant.frozen import FrozenStep
+
+
+def quantize_transposed(model: Any) -> None:
+    """Makes int8 the transposed convolutions that a converter left in float.
+
+    litert-converter turns their kernels around after their codes were marked, and then no longer
+    sees the codes: it puts DEQUANTIZE before and QUANTIZE behind. Both go, and the codes turn.
+
+    Args:
+        model: the unpacked file; it is changed.
+    """
+    graph = model.subgraphs[0]
+    makers = {int(op.outputs[0]): op for op in graph.operators}
+    kinds = {id(op): flatbuffer.op_name(model, op) for op in graph.operators}
+    gone: set[int] = set()
+    for operator in graph.operators:
+        if kinds[id(operator)] != "TRANSPOSE_CONV":
+            continue
+        _, weight, x, *_ = operator.inputs
+        turn = makers.get(int(weight))
+        if turn is None or kinds[id(turn)] != "REVERSE_V2":
+            continue
+        marked, entry = makers[int(turn.inputs[0])], makers[int(x)]
+        leave = next(op for op in graph.operators if operator.outputs[0] in op.inputs)
+        found = [kinds[id(op)] for op in (marked, entry, leave)]
+        if found != ["DEQUANTIZE", "DEQUANTIZE", "QUANTIZE"]:
+            raise ValueError(
+                f"a transposed convolution stands between {found}, expected DEQUANTIZE for its "
+                "kernel and its input and QUANTIZE for its result: export with via='jax2tf'"
+            )
+        codes = flatbuffer.constant(model, graph.tensors[marked.inputs[0]])
+        assert codes is not None
+        turned = np.ascontiguousarray(codes[:, ::-1, ::-1])
+        graph.tensors.append(copy.copy(graph.tensors[marked.inputs[0]]))
+        graph.tensors[-1].buffer = len(model.buffers)
+        buffer = require("ai_edge_litert.schema_py_generated").BufferT(
+            np.frombuffer(turned.tobytes(), np.uint8)
+        )
+        model.buffers.append(buffer)
+        operator.inputs = list(operator.inputs)
+        operator.inputs[1:3] = [len(graph.tensors) - 1, entry.inputs[0]]
+        operator.outputs = list(leave.outputs)
+        gone.update(map(id, (turn, marked, leave)))
+    read = {int(i) for op in graph.operators if id(op) not in gone for i in op.inputs}
+    read.update(int(i) for i in graph.outputs)
+    graph.operators = [
+        op
+        for op in graph.operators
+        if id(op) not in gone and (kinds[id(op)] != "DEQUANTIZE" or int(op.outputs[0]) in read)
+    ]
 
 
 def correct(model: Any, operator: Any, step: FrozenStep) -> None:
@@ -32,6 +84,12 @@ def correct(model: Any, operator: Any, step: FrozenStep) -> None:
     elif step.kind == "elu":
         operator.opcodeIndex = opcode(model, "ELU", version=1)
         operator.builtinOptionsType, operator.builtinOptions = 0, None
+    elif step.kind == "transpose_conv":
+        schema = require("ai_edge_litert.schema_py_generated")
+        kernel = step.constants[0].codes.shape[:2]
+        edges: Any = step.params["padding"]
+        whole = all(edge == (size - 1, size - 1) for size, edge in zip(kernel, edges, strict=True))
+        operator.builtinOptions.padding = schema.Padding.VALID if whole else schema.Padding.SAME
     elif step.kind == "batch_matmul" and flatbuffer.op_name(model, operator) != "BATCH_MATMUL":
         _to_batch_matmul(model, operator, step.name)
 

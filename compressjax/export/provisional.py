@@ -21,9 +21,9 @@ from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
 SAME_SCALE = frozenset(
     "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse "
-    "maximum minimum".split()
+    "maximum minimum reduce_max reduce_min resize_nearest".split()
 )
-WEIGHTED = frozenset({"conv", "depthwise_conv", "dense"})
+WEIGHTED = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
 # What a converter is told in place of a function that it would take apart, or has no name for.
 _STAND_INS: Mapping[str, Callable[[jax.Array], jax.Array]] = {

@@ -18,7 +18,9 @@ from compressjax.export._require import require
 from compressjax.export.match import Matched, match
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
-_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
+# Operands: input, weight, bias; but output shape, weight, input, bias.
+_BIAS = {"TRANSPOSE_CONV": 3}
 
 
 def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> bytes:
@@ -37,6 +39,7 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
         ValueError: an operation of the file has no step, or a step no operation.
     """
     model = flatbuffer.read(raw)
+    operators.quantize_transposed(model)
     matched = match(model, labelled)
     grids = plan.quantization()
     steps = {step.name: step for step in plan.steps}
@@ -95,7 +98,7 @@ class _Constants:
             if tensor.quantization is None or tensor.quantization.scale is None:
                 self._own(place, old, f"{self.step.name}/operand_{place}")
                 continue
-            if weights and place == 2:
+            if weights and place == _BIAS.get(self.op, 2):
                 continue
             if self.op == "PADV2":
                 self._pad_value(place)
@@ -135,7 +138,8 @@ class _Constants:
 
     def _weight(self, place: int, old: np.ndarray, slot: int, weights: bool) -> None:
         codes, pattern = self.step.constants[slot], self.label.constants[slot].codes
-        data = _same_layout(pattern, old, codes.codes)
+        turned = (slice(None, None, -1),) * 2 if self.op == "TRANSPOSE_CONV" else ()
+        data = _same_layout(pattern[turned], old, codes.codes[turned])
         if data is None:
             raise ValueError(
                 f"operation {self.op}: its constant of shape {list(old.shape)} is not a layout of "
@@ -166,7 +170,7 @@ class _Constants:
             scale = np.float32(input_scale) * np.asarray(weight.scale, np.float32)
             bias = Codes(np.zeros(channels, np.int32), scale, None)
         data = np.ascontiguousarray(bias.codes.reshape(-1))
-        tensor = self._own(2, data, f"{self.step.name}/bias")
+        tensor = self._own(_BIAS.get(self.op, 2), data, f"{self.step.name}/bias")
         _set_grid(tensor, bias.scale, 0, 0)
 
 

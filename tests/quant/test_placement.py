@@ -71,6 +71,76 @@ def test_contractions(layer, expected):
     assert plan.steps[-1].shape == out.shape
 
 
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda v, x: x.sum((1, 2)), ["sum"]),
+        (lambda v, x: x.sum(-1, keepdims=True) / 7.0, ["sum", "mul"]),
+        (lambda v, x: x.sum(-1) / 4.0, ["mean"]),
+        (lambda v, x: x.max(1), ["reduce_max"]),
+        (lambda v, x: x.min(), ["reduce_min"]),
+        (lambda v, x: jax.nn.softmax(x), ["softmax"]),
+        (lambda v, x: jax.nn.softmax(x, axis=1), ["transpose", "softmax", "transpose"]),
+        (lambda v, x: jnp.repeat(x, 3, axis=1), ["gather"]),
+        (lambda v, x: jnp.repeat(x, 3, axis=3), ["gather"]),
+        (lambda v, x: jnp.repeat(jnp.repeat(x, 3, axis=2), 3, axis=1), ["resize_nearest"]),
+        (
+            lambda v, x: jnp.repeat(jnp.repeat(x[:, :6], 2, axis=1), 2, axis=2),
+            ["slice", "resize_nearest"],
+        ),
+        (lambda v, x: jnp.repeat(x[:, jnp.arange(4) // 2], 2, axis=2), ["gather", "gather"]),
+        (lambda v, x: jnp.tile(x, (1, 1, 1, 2)), ["concatenate"]),
+        (lambda v, x: x[:, jnp.array([2, 0, 1])], ["gather"]),
+        (lambda v, x: jax.image.resize(x, (2, 5, 11, 4), "nearest"), ["gather", "gather"]),
+    ],
+)
+def test_reductions_and_choices(fn, expected):
+    plan = plan_of(fn)
+    assert kinds(plan) == expected
+    x = jax.ShapeDtypeStruct(IMAGE, "float32")
+    assert plan.steps[-1].shape == jax.eval_shape(lambda x: fn({}, x), x).shape
+    shared = {"reduce_max", "reduce_min", "resize_nearest", "gather", "concatenate"}
+    assert (plan.observed == ("input_0",)) == bool(shared | {"softmax"} & set(expected)) or (
+        not shared & set(expected)
+    )
+
+
+def test_an_image_that_is_read_in_between_is_not_resized_at_once():
+    def fn(v, x):
+        wide = jnp.repeat(x, 2, axis=1)
+        return jnp.repeat(wide, 2, axis=2), wide
+
+    assert kinds(plan_of(fn)) == ["gather", "gather"]
+
+
+def test_a_line_is_convolved_as_a_row():
+    plan = linen(lambda x: nn.Conv(6, (3,), strides=2)(x), (2, 9, 4))
+    assert kinds(plan) == ["reshape", "conv", "reshape"]
+    row, conv, line = plan.steps
+    assert (row.shape, conv.shape, line.shape) == ((2, 1, 9, 4), (2, 1, 5, 6), (2, 5, 6))
+    assert conv.params["window_strides"] == (1, 2) and conv.params["padding"] == "SAME"
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.ConvTranspose(6, (3, 3), strides=(2, 2)), ["transpose_conv"]),
+        (nn.ConvTranspose(6, (2, 2), strides=(3, 3), padding="VALID"), ["transpose_conv"]),
+        (
+            nn.ConvTranspose(6, (4, 4), strides=(2, 2), padding=((1, 2), (1, 1))),
+            ["transpose_conv", "slice"],
+        ),
+    ],
+)
+def test_transposed_convolutions(layer, expected):
+    x = jax.ShapeDtypeStruct(IMAGE, "float32")
+    out, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), x)
+    plan = plan_of(layer.apply, variables=variables)
+    assert kinds(plan) == expected
+    assert plan.steps[-1].shape == out.shape
+    assert plan.observed == ("input_0", "params/kernel")
+
+
 KERNEL = jnp.ones((8, 3))
 
 
@@ -523,10 +593,6 @@ def test_names_are_unique():
         (lambda v, x: jnp.cumsum(x, -1), r"'cumsum_0' \(cumsum"),
         (lambda v, x: jnp.sort(x), r"\(sort"),
         (lambda v, x: jnp.sin(x), r"'sin_0' \(sin, output shape \(2, 8, 8, 4\)\).*Rewrite it"),
-        (lambda v, x: x.sum((1, 2)), "a sum is int8 only as a mean"),
-        (lambda v, x: x.mean((1, 2)) * 0 + x.sum((1, 2)) / 7.0, "number of its terms"),
-        (lambda v, x: x.max(-1), "a maximum is int8 only inside a softmax"),
-        (lambda v, x: jax.nn.softmax(x, axis=1), "over the last axis"),
         (lambda v, x: jnp.maximum(x, jnp.ones((1, 1, 1, 4))), "a bound that is no number"),
         (lambda v, x: 1.0 / (x + 2.0), "int8 division fails at run time on a divisor that is zero"),
         (lambda v, x: x / (x + 2.0), "divides by a value that depends on an input"),
@@ -534,17 +600,24 @@ def test_names_are_unique():
         (lambda v, x: lax.integer_pow(x, -2), "the power -2 is no product"),
         (lambda v, x: nn.selu(x), r"\(gt"),
         (lambda v, x: jnp.einsum("bhwc,bcd->bhwd", x, jnp.ones((2, 4, 3))), "of a batch axis"),
-        (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),
-        (lambda v, x: jnp.concatenate([x, jnp.ones(IMAGE)]), "a constant that LiteRT cannot take"),
-        (lambda v, x: jnp.repeat(x.mean(-1)[..., None], 3, -1), "does not broadcast|no int8"),
-        (lambda v, x: nn.max_pool(x[..., 0], (2,)), "height and width"),
+        (lambda v, x: jax.nn.softmax(x, axis=(1, 2)), "divides by a value"),
+        (lambda v, x: jnp.tile(x, (1, 2, 2, 1)), "along several axes"),
+        (lambda v, x: x[jnp.array([0, 1]), jnp.array([1, 2])], "gathers in int8 along one axis"),
+        (lambda v, x: jnp.take(x, jnp.array([9]), axis=1, mode="fill"), "outside its axis|int8"),
         (
             lambda v, x: lax.conv_general_dilated(
-                x, jnp.ones((2, 2, 4, 3)), (1, 1), "SAME", lhs_dilation=(2, 2),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                x, jnp.ones((2, 2, 2, 4)), (1, 1), ((1, 1),) * 2, lhs_dilation=(2, 2),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2,
             ),
-            "transposed",
+            "no groups and no second stride",
         ),
+        (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),
+        (lambda v, x: jnp.concatenate([x, jnp.ones(IMAGE)]), "a constant that LiteRT cannot take"),
+        (
+            lambda v, x: jnp.concatenate([x, jnp.broadcast_to(x[:, :1], IMAGE)]),
+            "repeats values",
+        ),
+        (lambda v, x: nn.max_pool(x[..., 0], (2,)), "height and width"),
         (
             lambda v, x: lax.conv_general_dilated(
                 x, x[:3, :3, :4, :3], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -553,9 +626,10 @@ def test_names_are_unique():
         ),
         (
             lambda v, x: lax.conv_general_dilated(
-                x[:, 0], jnp.ones((2, 4, 3)), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+                x[:, None], jnp.ones((1, 2, 2, 4, 3)), (1, 1, 1), "SAME",
+                dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
             ),
-            "1 spatial dimensions",
+            "3 spatial dimensions",
         ),
         (lambda v, x: x.argmax(-1), "argmax|dtype int32"),
         (lambda v, x: (x * 2.0, jnp.ones(3)), "output 1 does not depend on an input"),

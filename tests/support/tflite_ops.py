@@ -162,6 +162,27 @@ def fully_connected(
     return build("FULLY_CONNECTED", [x, weight, bias], output, table, version=4)
 
 
+def transpose_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    output: Tensor,
+    strides: tuple[int, int],
+    padding: str,
+    activation: str = "none",
+) -> bytes:
+    """Builds TRANSPOSE_CONV (weight OHWI)."""
+    table = options(
+        "TransposeConvOptions",
+        padding=PADDINGS[padding],
+        strideH=strides[0],
+        strideW=strides[1],
+        fusedActivationFunction=ACTIVATIONS[activation],
+    )
+    shape = constant(np.asarray(output.shape, np.int32))
+    return build("TRANSPOSE_CONV", [shape, weight, x, bias], output, table, version=4)
+
+
 def batch_matmul(a: Tensor, b: Tensor, output: Tensor, adjoint: bool = False) -> bytes:
     """Builds BATCH_MATMUL; with `adjoint` the last two axes of `b` are swapped."""
     table = options("BatchMatMulOptions", adjX=False, adjY=adjoint)
@@ -191,7 +212,7 @@ def pool(
 
 
 def reduce(operator: str, x: Tensor, axes: Sequence[int], output: Tensor, keep: bool) -> bytes:
-    """Builds MEAN or SUM."""
+    """Builds MEAN, SUM, REDUCE_MAX or REDUCE_MIN."""
     table = options("ReducerOptions", keepDims=keep)
     return build(operator, [x, constant(np.asarray(axes, np.int32))], output, table, version=2)
 

@@ -38,14 +38,16 @@ def conv_sum(
     *,
     window_strides: Sequence[int],
     padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: object,
     feature_group_count: int = 1,
 ) -> jax.Array:
-    """Computes the int32 sums of CONV_2D or DEPTHWISE_CONV_2D; `rescale` does the rest.
+    """Computes the int32 sums of a convolution; `rescale` does the rest.
 
-    Plain, strided, dilated, grouped and depthwise: XNNPACK takes them all. A sum is that of
-    (x - zero_point) * w, plus the bias; padded positions add zero.
+    CONV_2D and DEPTHWISE_CONV_2D, strided, dilated or grouped, and TRANSPOSE_CONV: XNNPACK takes
+    them all, except a transposed one with SAME padding whose kernel is shorter than its stride. A
+    sum is that of (x - zero_point) * w, plus the bias; padded and dilated positions add zero.
 
     Args:
         x: input codes; any layout that `dimension_numbers` describes.
@@ -54,6 +56,8 @@ def conv_sum(
         x_q: the input's grid.
         window_strides: one per spatial axis.
         padding: 'SAME', 'VALID' or a pair per spatial axis.
+        lhs_dilation: input dilation per spatial axis, the stride of a transposed convolution, or
+            None. LiteRT's kernel is this one turned around on its spatial axes.
         rhs_dilation: kernel dilation per spatial axis, or None.
         dimension_numbers: as `jax.lax.conv_general_dilated` takes it.
         feature_group_count: number of groups; the input's channels for a depthwise conv.
@@ -77,6 +81,7 @@ def conv_sum(
             w,
             window_strides,
             padding,
+            lhs_dilation=lhs_dilation,
             rhs_dilation=rhs_dilation,
             dimension_numbers=dims,
             feature_group_count=feature_group_count,

@@ -1,60 +1,153 @@
 """Placing convolutions and fully connected layers, with all that LiteRT runs in the same kernel."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from compressjax import graph as graphs
 from compressjax.graph import Op, Value
-from compressjax.quant.placement.placer import Placer
+from compressjax.quant.placement.moves import reshaped, transposed
+from compressjax.quant.placement.placer import FUSED_BOUNDS, Placer
+from compressjax.quant.placement.transposed import grow, spread
 from compressjax.quant.placement.windows import named_padding, padded
 from compressjax.quant.plan import Constant
 
 
+class _Frame(NamedTuple):
+    """A convolution as LiteRT has it: two spatial axes, channels last.
+
+    Attributes:
+      x: the input's name; [B, H, W, C].
+      x_shape: its shape.
+      kernel: the kernel's spatial sizes.
+      layout: brings the kernel to [KH, KW, I, O].
+      strides: of the window.
+      padding: explicit.
+      dilation: of the kernel.
+      spread: dilation of the input.
+    """
+
+    x: str
+    x_shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    layout: Callable[[jax.Array], jax.Array]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    spread: tuple[int, ...]
+
+
 def conv(placer: Placer, op: Op) -> None:
-    """A convolution over two spatial axes, in any layout, with any padding."""
-    graph, params = placer.graph, op.params
-    numbers = params["dimension_numbers"]
+    """A convolution over one or two axes, in any layout, with any padding; a transposed one."""
+    params = op.params
     rank = len(op.out_shape)
-    if not graph.is_static(op.inputs[1]):
+    if not placer.graph.is_static(op.inputs[1]):
         placer.refuse(op, "its kernel depends on an input")
-    if rank != 4:
-        placer.refuse(op, f"it has {rank - 2} spatial dimensions, LiteRT convolves two")
-    if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
-        placer.refuse(op, "it is transposed (dilated on the input) or batch-grouped")
-    out_channel = numbers.out_spec[1]
-    x = transposed(placer, op, placer.tensor(op, op.inputs[0]), _channels_last(numbers.lhs_spec))
-    to_hwio = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
-    x_shape = tuple(op.inputs[0].shape[axis] for axis in _channels_last(numbers.lhs_spec))
-    kernel = tuple(op.inputs[1].shape[axis] for axis in to_hwio)
-    strides, dilation = params["window_strides"], params["rhs_dilation"]
-    padding = named_padding(params["padding"], x_shape[1:3], kernel[:2], strides, dilation)
+    if rank not in (3, 4):
+        placer.refuse(op, f"it has {rank - 2} spatial dimensions, LiteRT convolves one or two")
+    if params["batch_group_count"] != 1:
+        placer.refuse(op, "it is grouped along the batch")
+    frame = _frame(placer, op)
+    if set(frame.spread) != {1}:
+        _transposed_conv(placer, op, frame)
+        return
+    x, x_shape = frame.x, frame.x_shape
+    padding = named_padding(
+        frame.padding, x_shape[1:3], frame.kernel, frame.strides, frame.dilation
+    )
     if not isinstance(padding, str):
         x, x_shape = padded(placer, op, x, x_shape, padding)
         padding = "VALID"
     groups = params["feature_group_count"]
     depthwise = groups == x_shape[3] and groups > 1
-    to_last = _channels_last(numbers.out_spec)
     name, value = _contraction(
         placer,
         op,
         "depthwise_conv" if depthwise else "conv",
         [x],
-        Constant(op.inputs[1], 3, lambda w: jnp.transpose(w, to_hwio)),
-        out_channel,
+        Constant(op.inputs[1], 3, frame.layout),
+        params["dimension_numbers"].out_spec[1],
         {
-            "window_strides": strides,
+            "window_strides": frame.strides,
             "padding": padding,
-            "rhs_dilation": dilation,
+            "rhs_dilation": frame.dilation,
             "feature_group_count": groups,
         },
-        tuple(op.out_shape[axis] for axis in to_last),
+        _framed_output(op),
     )
+    placer.tensors[value] = _unframed(placer, op, name)
+
+
+def _transposed_conv(placer: Placer, op: Op, frame: _Frame) -> None:
+    if op.params["feature_group_count"] != 1 or set(frame.strides) != {1}:
+        placer.refuse(op, "LiteRT's transposed convolution has no groups and no second stride")
+    form = spread(frame.x_shape[1:3], frame.kernel, frame.spread, frame.padding, frame.dilation)
+    shape = list(_framed_output(op))
+    whole = [
+        (size - 1) * stride + (k - 1) * d + 1 + sum(grown[:2])
+        for size, stride, k, d, grown in zip(
+            frame.x_shape[1:3], frame.spread, frame.kernel, frame.dilation, form.grown, strict=True
+        )
+    ]
+    full = shape if form.window is None else [shape[0], *whole, shape[3]]
+    name, value = _contraction(
+        placer,
+        op,
+        "transpose_conv",
+        [frame.x],
+        Constant(op.inputs[1], 3, grow(frame.layout, form.grown)),
+        op.params["dimension_numbers"].out_spec[1],
+        {"window_strides": (1, 1), "padding": form.padding, "lhs_dilation": frame.spread},
+        tuple(full),
+    )
+    if form.window is not None:
+        starts = (0, *(start for start, _ in form.window), 0)
+        limits = (shape[0], *(stop for _, stop in form.window), shape[3])
+        kept = {"starts": starts, "limits": limits, "strides": (1, 1, 1, 1)}
+        name = placer.add(
+            op, "slice", [name], None, name=f"{op.name}/kept", shape=tuple(shape), params=kept,
+            same_range=True,
+        )  # fmt: skip
+    placer.tensors[value] = _unframed(placer, op, name)
+
+
+def _frame(placer: Placer, op: Op) -> _Frame:
+    """Brings the operands of a convolution to LiteRT's layout; a line becomes a row."""
+    numbers, params = op.params["dimension_numbers"], op.params
+    order = _channels_last(numbers.lhs_spec)
+    x = transposed(placer, op, placer.tensor(op, op.inputs[0]), order, "channels_last")
+    to_hwio = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+    row = (1,) * (4 - len(order))
+    shape = tuple(op.inputs[0].shape[axis] for axis in order)
+    shape = (shape[0], *row, *shape[1:])
+    kernel_shape = (*row, *(op.inputs[1].shape[axis] for axis in to_hwio))
+    return _Frame(
+        reshaped(placer, op, x, shape, "row"),
+        shape,
+        kernel_shape[:2],
+        lambda w: jnp.transpose(w, to_hwio).reshape(kernel_shape),
+        (*row, *params["window_strides"]),
+        (*((0, 0) for _ in row), *((int(low), int(high)) for low, high in params["padding"])),
+        (*row, *params["rhs_dilation"]),
+        (*row, *params["lhs_dilation"]),
+    )
+
+
+def _framed_output(op: Op) -> tuple[int, ...]:
+    shape = [op.out_shape[axis] for axis in _channels_last(op.params["dimension_numbers"].out_spec)]
+    return (shape[0], *(1,) * (4 - len(shape)), *shape[1:])
+
+
+def _unframed(placer: Placer, op: Op, name: str) -> str:
+    """Gives a convolution's output the shape and the layout that the graph has."""
+    to_last = _channels_last(op.params["dimension_numbers"].out_spec)
+    name = reshaped(placer, op, name, tuple(op.out_shape[axis] for axis in to_last), "line")
     back = tuple(int(i) for i in np.argsort(to_last))
-    placer.tensors[value] = transposed(placer, op, name, back, suffix="channels_back")
+    return transposed(placer, op, name, back, "channels_back")
 
 
 def dot(placer: Placer, op: Op) -> None:
@@ -145,7 +238,9 @@ def _contraction(
         placer.covered.update(step for step, _ in chain)
         value = chain[-1][0].outputs[0] if chain else value
         constant = Constant(constant.value, constant.axis, constant.layout, chain, channel_axis)
-    bounds, value = placer.bounds(value)
+    # The converters fuse a relu alone into a transposed convolution.
+    fused = {(0.0, None)} if kind == "transpose_conv" else FUSED_BOUNDS
+    bounds, value = placer.bounds(value, fused)
     name = placer.add(
         op, kind, inputs, None, shape=shape, params=params, bounds=bounds, constant=constant
     )
@@ -155,37 +250,3 @@ def _contraction(
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
     """The permutation that brings a (batch, channel, *spatial) spec to batch, *spatial, channel."""
     return (spec[0], *spec[2:], spec[1])
-
-
-def transposed(
-    placer: Placer, op: Op, tensor: str, order: tuple[int, ...], suffix: str = "channels_last"
-) -> str:
-    """Adds a permutation of a tensor's axes, where it changes anything."""
-    if order == tuple(range(len(order))):
-        return tensor
-    before = _shape(placer, tensor)
-    return placer.add(
-        op,
-        "transpose",
-        [tensor],
-        None,
-        name=f"{op.name}/{suffix}",
-        shape=tuple(before[axis] for axis in order),
-        params={"permutation": order},
-        same_range=True,
-    )
-
-
-def reshaped(placer: Placer, op: Op, x: str, shape: tuple[int, ...], suffix: str) -> str:
-    """Adds a change of a tensor's shape, where it changes anything."""
-    if shape == _shape(placer, x):
-        return x
-    return placer.add(
-        op, "reshape", [x], None, name=f"{op.name}/{suffix}", shape=shape, same_range=True
-    )
-
-
-def _shape(placer: Placer, tensor: str) -> tuple[int, ...]:
-    if tensor in placer.graph.inputs:
-        return placer.graph.inputs[tensor].shape
-    return next(step.shape for step in placer.steps if step.name == tensor)

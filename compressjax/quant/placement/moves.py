@@ -1,8 +1,12 @@
-"""Placing operations that move codes: reshape, transpose, slice, split, pad, concatenate."""
+"""Placing operations that move codes: change shape or order, cut, repeat, pad and join."""
 
 import math
+from typing import Any
 
-from compressjax.graph import Op
+import jax
+import numpy as np
+
+from compressjax.graph import Graph, Op, Value, evaluate
 from compressjax.quant.placement.placer import Placer, literal
 
 
@@ -44,6 +48,8 @@ def reshape(placer: Placer, op: Op) -> None:
     x_value, out = op.inputs[0], op.outputs[0]
     shape = op.out_shape
     if op.kind == "broadcast_in_dim" and math.prod(shape) != math.prod(x_value.shape):
+        if _repetition(placer, op):
+            return
         # The reader broadcasts by itself: only the new axes of size one are needed.
         readers = placer.graph.consumers.get(out, ())
         if not readers or any(r.kind not in ("add", "sub", "mul") for r in readers):
@@ -93,3 +99,140 @@ def split(placer: Placer, op: Op) -> None:
             same_range=True,
         )
         start += int(size)
+
+
+def gather(placer: Placer, op: Op) -> None:
+    """A choice of positions along one axis, known when the function is traced."""
+    numbers, shape = op.params["dimension_numbers"], op.inputs[0].shape
+    indices = _known_indices(placer.graph, op.inputs[1])
+    axis = numbers.start_index_map[0]
+    whole = tuple(1 if i == axis else size for i, size in enumerate(shape))
+    plain = (
+        tuple(numbers.start_index_map) == tuple(numbers.collapsed_slice_dims) == (axis,)
+        and not numbers.operand_batching_dims
+        and tuple(op.params["slice_sizes"]) == whole
+        and tuple(numbers.offset_dims) == tuple(i for i in range(len(shape)) if i != axis)
+    )
+    if indices is None or not plain or indices.ndim != 2:
+        placer.refuse(op, "LiteRT gathers in int8 along one axis, at positions that are constants")
+    if indices.min() < 0 or indices.max() >= shape[axis]:
+        placer.refuse(op, f"it gathers positions outside its axis of length {shape[axis]}")
+    _take(placer, op, op.outputs[0], axis, indices.ravel())
+
+
+def _known_indices(graph: Graph, value: Value) -> np.ndarray | None:
+    """The integers that a value is, if it depends on no variable."""
+    try:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(evaluate(graph, [value], {})[0])
+    except ValueError:  # variables or inputs are missing
+        return None
+
+
+def _take(placer: Placer, op: Op, value: Value, axis: int, indices: np.ndarray) -> None:
+    """Chooses positions of an axis; an image enlarged along both of its axes is one step."""
+    x, chosen = placer.tensor(op, op.inputs[0]), tuple(int(index) for index in indices)
+    before = placer.steps[-1] if placer.steps else None
+    alone = placer.only_reader(op.inputs[0]) is op and [*placer.tensors.values()].count(x) == 1
+    if before is not None and before.name == x and alone:
+        source = _shape(placer, before.inputs[0])
+        factor = _factor(chosen, source[axis]) if before.kind == "gather" else None
+        other: Any = before.params.get("axis")
+        if (
+            factor is not None
+            and (len(source), {axis, other}) == (4, {1, 2})
+            and factor == _factor(before.params["indices"], source[other])
+        ):
+            placer.drop(before)
+            placer.add(
+                op, "resize_nearest", before.inputs, value, shape=value.shape, same_range=True
+            )
+            return
+    params = {"axis": axis, "indices": chosen}
+    placer.add(op, "gather", [x], value, shape=value.shape, params=params, same_range=True)
+
+
+def _factor(indices: tuple[int, ...], size: int) -> int | None:
+    """How often positions repeat each of an axis, as converters know it of resized images."""
+    factor, rest = divmod(len(indices), size)
+    whole = not rest and indices == tuple(np.repeat(np.arange(size), factor).tolist())
+    return factor if whole else None
+
+
+def tile(placer: Placer, op: Op) -> None:
+    """A tensor side by side with itself."""
+    repeated = [axis for axis, count in enumerate(op.params["reps"]) if count != 1]
+    if len(repeated) != 1 or len(op.params["reps"]) != len(op.inputs[0].shape):
+        placer.refuse(op, "it repeats along several axes: tile one after the other")
+    _repeat_whole(placer, op, op.outputs[0], repeated[0], op.params["reps"][repeated[0]])
+
+
+def _repeat_whole(placer: Placer, op: Op, value: Value, axis: int, count: int) -> None:
+    inputs = [placer.tensor(op, op.inputs[0])] * count
+    params = {"axis": axis}
+    placer.add(op, "concatenate", inputs, value, shape=value.shape, params=params, same_range=True)
+
+
+def _repetition(placer: Placer, op: Op) -> bool:
+    """Places a broadcast to a new axis that a reshape merges with its neighbour: repeat, tile."""
+    shape, dims = op.inputs[0].shape, tuple(op.params["broadcast_dimensions"])
+    new = [axis for axis in range(len(op.out_shape)) if axis not in dims]
+    reader = placer.only_reader(op.outputs[0])
+    plain = tuple(op.out_shape[d] for d in dims) == shape and len(new) == 1
+    if not plain or reader is None or reader.kind != "reshape":
+        return False
+    axis, count = new[0], op.out_shape[new[0]]
+    for merged in (axis - 1, axis):
+        wanted = [n * count if i == merged else n for i, n in enumerate(shape)]
+        if merged < 0 or merged == len(shape) or list(reader.out_shape) != wanted:
+            continue
+        placer.covered.add(reader)
+        if merged < axis:
+            _take(placer, op, reader.outputs[0], merged, np.repeat(np.arange(shape[merged]), count))
+        else:
+            _repeat_whole(placer, op, reader.outputs[0], merged, count)
+        return True
+    return False
+    axis, count = new[0], op.out_shape[new[0]]
+    for merged, repeat in ((axis - 1, np.repeat), (axis, np.tile)):
+        if 0 <= merged < len(shape):
+            wanted = (*shape[:merged], shape[merged] * count, *shape[merged + 1 :])
+            if reader.out_shape == wanted:
+                placer.covered.add(reader)
+                _take(
+                    placer, op, reader.outputs[0], merged, repeat(np.arange(shape[merged]), count)
+                )
+                return True
+    return False
+
+
+def transposed(placer: Placer, op: Op, tensor: str, order: tuple[int, ...], suffix: str) -> str:
+    """Adds a permutation of a tensor's axes, where it changes anything."""
+    if order == tuple(range(len(order))):
+        return tensor
+    before = _shape(placer, tensor)
+    return placer.add(
+        op,
+        "transpose",
+        [tensor],
+        None,
+        name=f"{op.name}/{suffix}",
+        shape=tuple(before[axis] for axis in order),
+        params={"permutation": order},
+        same_range=True,
+    )
+
+
+def reshaped(placer: Placer, op: Op, x: str, shape: tuple[int, ...], suffix: str) -> str:
+    """Adds a change of a tensor's shape, where it changes anything."""
+    if shape == _shape(placer, x):
+        return x
+    return placer.add(
+        op, "reshape", [x], None, name=f"{op.name}/{suffix}", shape=shape, same_range=True
+    )
+
+
+def _shape(placer: Placer, tensor: str) -> tuple[int, ...]:
+    if tensor in placer.graph.inputs:
+        return placer.graph.inputs[tensor].shape
+    return next(step.shape for step in placer.steps if step.name == tensor)

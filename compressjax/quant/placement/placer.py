@@ -3,7 +3,7 @@
 The rules in the neighbouring modules say what an operation becomes; this is what they write into.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -138,12 +138,22 @@ class Placer:
             self.tensors[output] = name
         return name
 
+    def drop(self, step: Step) -> None:
+        """Takes back the last step, which shares the range of its input and which nothing reads."""
+        self.steps.remove(step)
+        del self.ranges[step.name]
+        self.known = {same: name for same, name in self.known.items() if name != step.name}
+
     def only_reader(self, value: Value) -> Op | None:
         """The one operation that reads a value, if there is just one and it is not an output."""
         readers = self.graph.consumers.get(value, ())
         return readers[0] if len(readers) == 1 and value not in self.graph.outputs else None
 
-    def bounds(self, value: Value) -> tuple[tuple[float | None, float | None], Value]:
+    def bounds(
+        self,
+        value: Value,
+        fused: Collection[tuple[float | None, float | None]] = FUSED_BOUNDS,
+    ) -> tuple[tuple[float | None, float | None], Value]:
         """Follows a ReLU that can be fused into whatever computes a value."""
         best: tuple[float | None, float | None] = (None, None)
         end, lo, hi = value, None, None
@@ -155,7 +165,7 @@ class Placer:
             hi = min((bound for bound in (hi, step[1]) if bound is not None), default=None)
             passed.append(op)
             end = op.outputs[0]
-            if (lo, hi) in FUSED_BOUNDS:
+            if (lo, hi) in fused:
                 best, value = (lo, hi), end
                 self.covered.update(passed)
         return best, value

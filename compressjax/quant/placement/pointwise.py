@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.graph import Graph, Literal, Op, Value
-from compressjax.quant.placement.moves import shareable
+from compressjax.quant.placement.moves import shareable, transposed
 from compressjax.quant.placement.placer import FUSED_BOUNDS, Placer, clamp_bounds
 from compressjax.quant.placement.recognition import Match
 from compressjax.quant.placement.scalars import number, source
+from compressjax.quant.placement.windows import extreme
 from compressjax.quant.plan import Constant
 
 
@@ -195,8 +196,8 @@ def unary(placer: Placer, op: Op) -> None:
     placer.add(op, op.kind, [x], op.outputs[0])
 
 
-def softmax(placer: Placer, op: Op) -> None:
-    """reduce_max, subtract, exp, divide by the sum: LiteRT's softmax over the last axis."""
+def maximum_or_softmax(placer: Placer, op: Op) -> None:
+    """reduce_max; with subtract, exp and divide by the sum behind it, LiteRT's softmax."""
     graph, x = placer.graph, op.inputs[0]
     passed = [op]
 
@@ -213,22 +214,28 @@ def softmax(placer: Placer, op: Op) -> None:
             value = reader.outputs[0]
         return value
 
-    last = (len(x.shape) - 1,)
     peak = through(op.outputs[0], "max", "broadcast_in_dim", "reshape", "stop_gradient")
     shifted = follow(peak, "sub")
     powers = follow(shifted.outputs[0], "exp") if shifted and shifted.inputs[0] is x else None
     total = follow(powers.outputs[0], "reduce_sum") if powers else None
     result = None
-    if total is not None and tuple(total.params["axes"]) == tuple(op.params["axes"]) == last:
+    axes = tuple(int(axis) for axis in op.params["axes"])
+    if total is not None and tuple(total.params["axes"]) == axes and len(axes) == 1:
         result = follow(through(total.outputs[0], "broadcast_in_dim", "reshape"), "div")
     if result is None:
-        placer.refuse(op, "a maximum is int8 only inside a softmax over the last axis")
+        extreme(placer, op)
+        return
     placer.covered.update(passed)
-    placer.add(
+    last = len(x.shape) - 1
+    order = (*(axis for axis in range(last + 1) if axis != axes[0]), axes[0])
+    moved = transposed(placer, op, placer.tensor(op, x), order, "last")
+    name = placer.add(
         op,
         "softmax",
-        [placer.tensor(op, x)],
-        result.outputs[0],
-        shape=result.out_shape,
-        params={"axis": last[0]},
+        [moved],
+        None,
+        shape=tuple(result.out_shape[axis] for axis in order),
+        params={"axis": last},
     )
+    back = tuple(order.index(axis) for axis in range(last + 1))
+    placer.tensors[result.outputs[0]] = transposed(placer, op, name, back, "back")

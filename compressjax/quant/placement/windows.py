@@ -10,7 +10,7 @@ from compressjax.quant.placement.placer import Placer, literal
 
 
 def reduce_sum(placer: Placer, op: Op) -> None:
-    """A sum that is divided by the number of its terms is a mean."""
+    """A sum; one that is divided by the number of its terms is a mean."""
     x = placer.tensor(op, op.inputs[0])
     axes = tuple(int(axis) for axis in op.params["axes"])
     count = math.prod(op.inputs[0].shape[axis] for axis in axes)
@@ -29,11 +29,20 @@ def reduce_sum(placer: Placer, op: Op) -> None:
         placer.covered.update(passed)
         placer.add(op, "reshape", [x], value, shape=value.shape, same_range=True)
         return
-    if reader is None or divisor is None or not math.isclose(divisor, count, rel_tol=1e-5):
-        placer.refuse(op, "a sum is int8 only as a mean: divide it by the number of its terms")
-    placer.covered.update([*passed, reader])
     params = {"axes": axes, "keepdims": keep}
+    if reader is None or divisor is None or not math.isclose(divisor, count, rel_tol=1e-5):
+        placer.covered.update(passed)
+        placer.add(op, "sum", [x], value, shape=value.shape, params=params)
+        return
+    placer.covered.update([*passed, reader])
     placer.add(op, "mean", [x], reader.outputs[0], shape=reader.out_shape, params=params)
+
+
+def extreme(placer: Placer, op: Op) -> None:
+    """The largest or the smallest value along axes."""
+    params = {"axes": tuple(int(axis) for axis in op.params["axes"])}
+    x = placer.tensor(op, op.inputs[0])
+    placer.add(op, op.kind, [x], op.outputs[0], params=params, same_range=True)
 
 
 def _divisor(op: Op, value: Value) -> float | None:

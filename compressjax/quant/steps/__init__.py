@@ -33,6 +33,7 @@ __all__ = [
 KINDS: Mapping[str, Kind] = {
     "conv": contractions.CONV,
     "depthwise_conv": contractions.CONV,
+    "transpose_conv": contractions.CONV,
     "dense": contractions.DENSE,
     "batch_matmul": contractions.BATCH_MATMUL,
     "add": pointwise.ADD,
@@ -56,10 +57,15 @@ KINDS: Mapping[str, Kind] = {
     "max_pool": windows.MAX_POOL,
     "avg_pool": windows.AVG_POOL,
     "mean": windows.MEAN,
+    "sum": windows.SUM,
+    "reduce_max": windows.REDUCE_MAX,
+    "reduce_min": windows.REDUCE_MIN,
     "pad": moves.PAD,
     "reshape": moves.RESHAPE,
     "transpose": moves.TRANSPOSE,
     "slice": moves.SLICE,
+    "gather": moves.GATHER,
+    "resize_nearest": moves.RESIZE_NEAREST,
     "concatenate": moves.CONCATENATE,
 }
 

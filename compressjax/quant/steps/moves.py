@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from compressjax.quant.lattice import Affine
@@ -11,7 +12,9 @@ from compressjax.quant.plan import Step
 from compressjax.quant.steps.kind import Coded, Kind, Stored
 
 
-def _move(function: Callable[[Step, Sequence[jax.Array]], jax.Array]) -> Kind:
+def move(function: Callable[[Step, Sequence[jax.Array]], jax.Array]) -> Kind:
+    """Makes a kind of step of a function that chooses among values: `function(step, inputs)`."""
+
     def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
         del constants
         return function(step, inputs)
@@ -35,6 +38,10 @@ def _slice(step: Step, inputs: Sequence[jax.Array]) -> jax.Array:
     )
 
 
+def _gather(step: Step, inputs: Sequence[jax.Array]) -> jax.Array:
+    return jnp.take(inputs[0], np.asarray(step.params["indices"]), axis=step.params["axis"])
+
+
 def _real_pad(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
     del constants
     x, p = inputs[0], step.params
@@ -56,8 +63,10 @@ def _lattice_pad(
     return Stored(lax.pad(codes[0], edge, config), None)
 
 
-RESHAPE = _move(lambda step, inputs: inputs[0].reshape(step.shape))
-TRANSPOSE = _move(lambda step, inputs: jnp.transpose(inputs[0], step.params["permutation"]))
-SLICE = _move(_slice)
-CONCATENATE = _move(lambda step, inputs: jnp.concatenate(inputs, axis=step.params["axis"]))
+RESHAPE = move(lambda step, inputs: inputs[0].reshape(step.shape))
+TRANSPOSE = move(lambda step, inputs: jnp.transpose(inputs[0], step.params["permutation"]))
+SLICE = move(_slice)
+GATHER = move(_gather)
+RESIZE_NEAREST = move(lambda step, inputs: jax.image.resize(inputs[0], step.shape, "nearest"))
+CONCATENATE = move(lambda step, inputs: jnp.concatenate(inputs, axis=step.params["axis"]))
 PAD = Kind(_real_pad, _lattice_pad)

@@ -19,7 +19,7 @@ from compressjax.quant.plan import Constant, Plan, Step
 from compressjax.quant.ranges import grid_of, widened
 from compressjax.quant.steps.kind import Coded, Operand
 
-CONTRACTIONS = frozenset({"conv", "depthwise_conv", "dense"})
+CONTRACTIONS = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 # A bias of at most this many codes keeps the sum of a contraction far from int32's end.
 _LARGEST_BIAS = 2.0**22
 

@@ -1,4 +1,4 @@
-"""Pools over windows, and means."""
+"""Pools over windows, and reductions of whole axes."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,7 @@ from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
 from compressjax.quant.steps.kind import Coded, Kind, Stored, ends_of
+from compressjax.quant.steps.moves import move
 
 
 def _window(step: Step) -> tuple[tuple[int, ...], tuple[int, ...], str]:
@@ -75,6 +76,27 @@ def _lattice_mean(
     return Stored(stored, ends_of(_real_mean(step, [lattice.dequantize(x, grid)], ())))
 
 
+def _real_sum(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
+    del constants
+    return jnp.sum(inputs[0], axis=step.params["axes"], keepdims=step.params["keepdims"])
+
+
+def _lattice_sum(
+    step: Step,
+    codes: Sequence[jax.Array],
+    grids: Sequence[Affine],
+    coded: Coded | None,
+    out: Affine,
+) -> Stored:
+    del coded
+    x, grid, p = codes[0], grids[0], step.params
+    stored = lattice.sum(x, grid, out, p["axes"], p["keepdims"])
+    return Stored(stored, ends_of(_real_sum(step, [lattice.dequantize(x, grid)], ())))
+
+
 MAX_POOL = Kind(_real_max, _pool(lattice.max_pool))
 AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool))
 MEAN = Kind(_real_mean, _lattice_mean)
+SUM = Kind(_real_sum, _lattice_sum)
+REDUCE_MAX = move(lambda step, inputs: jnp.max(inputs[0], axis=step.params["axes"]))
+REDUCE_MIN = move(lambda step, inputs: jnp.min(inputs[0], axis=step.params["axes"]))
