@@ -142,6 +142,12 @@ def transformer_mlp(x):
     return nn.Dense(3)(nn.RMSNorm()(x).mean(1))
 
 
+def transformer_block(x):
+    y = nn.LayerNorm()(x)
+    x = x + nn.MultiHeadDotProductAttention(num_heads=2, deterministic=True)(y)
+    return x + nn.Dense(8)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))))
+
+
 def smooth_functions(x):
     x = nn.Dense(8)(x)
     steep = nn.relu(nn.Dense(8)(x)) + 0.5
@@ -199,14 +205,20 @@ NETWORKS = {
     },
     **{
         body.__name__: lambda body=body: linen(body, TOKENS)
-        for body in (tokens, heads, transformer_mlp, smooth_functions)
+        for body in (tokens, heads, transformer_mlp, transformer_block, smooth_functions)
     },
     "channels_first": _channels_first,
 }
 
 
 # Networks whose operations the converters see differently: these go through both.
-BOTH = ("mobilenet_v3", "clamps_beside_other_readers", "transformer_mlp", "smooth_functions")
+BOTH = (
+    "mobilenet_v3",
+    "clamps_beside_other_readers",
+    "transformer_mlp",
+    "transformer_block",
+    "smooth_functions",
+)
 
 
 @pytest.mark.parametrize(
