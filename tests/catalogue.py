@@ -21,7 +21,7 @@ import optax
 
 import compressjax as cj
 from compressjax import distill, pruning, quant
-from compressjax.quant import grids
+from compressjax.quant import grids, lattice
 from compressjax.quant.correction.adaround import Problem, choose
 from tests.support import bits_oracles, equalize_oracles, grid_oracles, observer_oracles
 
@@ -441,6 +441,40 @@ def _quantized_dense(x: jax.Array) -> jax.Array:
     return cj.quantize(_dense, quant.int8()).apply(jax.tree.map(jnp.asarray, variables), x)
 
 
+_ATTENDED = [(0.03, -7), (0.05, 12), (1.7, 3)]
+
+
+def _attention_codes(i: int) -> Inputs:
+    """Two activations as int8 codes, [2, 5, 9] and [2, 9, 4], float32."""
+    rng = np.random.default_rng(i)
+    shapes = ((2, 5, 9), (2, 9, 4))
+    return tuple(rng.integers(-128, 128, shape).astype(np.float32) for shape in shapes)
+
+
+def _attended(a: jax.Array, b: jax.Array) -> jax.Array:
+    a_q, b_q, out_q = (lattice.Affine(jnp.float32(s), jnp.float32(z)) for s, z in _ATTENDED)
+    return lattice.matmul_rescale(lattice.matmul_sum(a, b, a_q, b_q), a_q, b_q, out_q)
+
+
+def int8_matmul_oracle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A product of activations in gemmlowp's fixed point (Jacob et al. 2018, section 2.2).
+
+    Args:
+      a: codes [B, M, K].
+      b: codes [B, K, N].
+
+    Returns:
+      float32 [B, M, N]: the output's codes.
+    """
+    (s_a, z_a), (s_b, z_b), (s_out, z_out) = _ATTENDED
+    total = (a.astype(np.int64) - z_a) @ (b.astype(np.int64) - z_b)
+    fraction, exponent = math.frexp(float(np.float32(s_a) * np.float32(s_b)) / np.float32(s_out))
+    product = total * round(fraction * 2**31)
+    high = np.sign(product) * ((np.abs(product) + 2**30 - (product < 0)) >> 31)
+    moved = np.sign(high) * ((np.abs(high) + (1 << -exponent >> 1)) >> -exponent)
+    return np.clip(moved + z_out, -128, 127).astype(np.float32)
+
+
 def int8_dense_oracle(x: np.ndarray) -> np.ndarray:
     """A fully connected layer with ReLU in integers, from Jacob et al. 2018, section 2.
 
@@ -525,6 +559,7 @@ _QUANTIZATION = [
         _tails,
     ),
     _observed("observer-entropy", quant.entropy(), _of_all(observer_oracles.entropy), _tails),
+    stateless("lattice-matmul", _attended, _attention_codes, int8_matmul_oracle),
     stateless("quantize-dense", _quantized_dense, _activations, int8_dense_oracle),
     stateless("fold-batch-norm", _folded, _batch_norms, batch_norm_oracle, atol=1e-5),
 ]

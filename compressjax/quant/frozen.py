@@ -68,7 +68,8 @@ class FrozenStep:
         params: what a converter has to be told besides `apply`: `axes` (non-negative) and
             `keepdims` of a `mean`, `lowest` of a `pad` (fill with code -128, not the zero point);
             and what tells siblings apart: `starts` of a `slice`, `permutation` of a `transpose`,
-            `padding` of a `pad`, `window_dimensions` (height, width) of a pool.
+            `padding` of a `pad` or of a `transpose_conv` (explicit), `indices` of a `gather`,
+            `window_dimensions` (height, width) of a pool.
     """
 
     name: str
