@@ -473,6 +473,11 @@ def test_a_function_is_recognised_in_half_precision():
     assert kinds(plan) == ["gelu"]
 
 
+def test_a_clamp_far_out_is_not_overlooked():
+    plan = plan_of(lambda v, x: jnp.maximum(jnp.clip(0.1 * x, -20.0, 20.0), x))
+    assert kinds(plan) == ["mul", "clamp", "maximum"]
+
+
 def test_a_function_that_is_read_halfway_is_left_in_parts():
     plan = plan_of(lambda v, x: (lambda h: (x * h, h))(jnp.tanh(x)))
     assert kinds(plan) == ["tanh", "mul"]

@@ -3,8 +3,8 @@
 Follows the LiteRT int8 specification: a contraction takes its bias, the affine map behind it and a
 ReLU with it; pooling, reshapes and concatenation share one scale and zero point between inputs and
 output; softmax, logistic and tanh have fixed grids. Groups of operations that LiteRT has one for,
-such as GELU, and variances are found first (`recognition`, `norms`). Everything that depends on an input becomes a
-step here or is an error: nothing falls back to float in silence.
+such as GELU, and variances are found first (`recognition`, `norms`). Everything that depends on an
+input becomes a step here or is an error: nothing falls back to float in silence.
 """
 
 import functools

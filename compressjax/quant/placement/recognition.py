@@ -27,6 +27,10 @@ _ELEMENTWISE = frozenset(
     "sqrt rsqrt pow select_n ge gt le lt relu relu6 copy clamp convert_element_type".split()
 )
 _LONGEST = 16  # operations of a group
+# Where a group is evaluated: the first point tells a slope, the far ones a clamp.
+_POINTS = np.concatenate(
+    [[-1.0, -1e3, -50.0, 50.0, 1e3], np.linspace(-9, 9, 301), np.linspace(-0.5, 0.5, 101)]
+).astype(np.float32)
 
 
 class Match(NamedTuple):
@@ -104,9 +108,8 @@ def _groups(graph: Graph, x: Value) -> Iterator[tuple[Op, ...]]:
 
 
 def _recognise(graph: Graph, x: Value, ops: tuple[Op, ...]) -> Match | None:
-    points = np.concatenate([np.linspace(-9, 9, 301), np.linspace(-0.5, 0.5, 101)]).astype("f")
-    found = _evaluate(graph, x, ops, points)
-    slope = float(found[0] / points[0])
+    found = _evaluate(graph, x, ops)
+    slope = -float(found[0])
     candidates: list[tuple[str, dict[str, Any], Callable[[jax.Array], jax.Array]]] = [
         ("gelu", {"approximate": True}, jax.nn.gelu),
         ("gelu", {"approximate": False}, lambda v: jax.nn.gelu(v, approximate=False)),
@@ -128,15 +131,15 @@ def _recognise(graph: Graph, x: Value, ops: tuple[Op, ...]) -> Match | None:
     return Match(kind, params, x, ops)
 
 
-def _evaluate(graph: Graph, x: Value, ops: tuple[Op, ...], points: np.ndarray) -> np.ndarray:
-    """Runs a group in single precision, whatever its own type."""
-    known: dict[Value, Any] = {x: points}
+def _evaluate(graph: Graph, x: Value, ops: tuple[Op, ...]) -> np.ndarray:
+    """Runs a group at the points, in single precision whatever its own type."""
+    known: dict[Value, Any] = {x: _POINTS}
 
     def operand(value: Value) -> Any:
         if value in known:
             return known[value]
         kind = np.float32 if jnp.issubdtype(value.dtype, np.floating) else value.dtype
-        return np.full(points.shape, number(graph, value), kind)
+        return np.full(_POINTS.shape, number(graph, value), kind)
 
     with jax.ensure_compile_time_eval():
         for op in ops:
