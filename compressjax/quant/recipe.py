@@ -84,7 +84,13 @@ def squared_error(real: jax.Array, found: jax.Array) -> jax.Array:
     return ((real - found) ** 2).sum() / jnp.maximum((real**2).sum(), jnp.finfo(real.dtype).tiny)
 
 
-def _usual() -> dict[str, Observer]:
+def usual_observers() -> dict[str, Observer]:
+    """The observers that `auto` tries by default, by name.
+
+    Example:
+      >>> list(usual_observers())
+      ['min-max', 'moving average', 'percentile 99.99', 'percentile 99.9', 'mse', 'entropy']
+    """
     return {
         "min-max": observers.min_max(),
         "moving average": observers.moving_average(),
@@ -117,7 +123,7 @@ def auto(
       variables: its variables.
       batches: calibration inputs, each an array or a tuple of arguments; at least two.
       spec: with static activations; `int8()` if None.
-      ways: the observers to try, by name; six usual ones if None.
+      ways: the observers to try, by name; `usual_observers` if None.
       held_out: how many of the last batches decide and calibrate nothing; a quarter, at least one,
         if None.
       rounding_steps: gradient steps of AdaRound for each layer; 0 leaves it out. It is slow and,
@@ -140,7 +146,7 @@ def auto(
       (9, True)
     """
     shown, judged = _split(batches, held_out)
-    choices = _usual() if ways is None else dict(ways)
+    choices = usual_observers() if ways is None else dict(ways)
     if not choices:
         raise ValueError("auto was given no observers: pass at least one, as in {'mse': mse()}")
     q = quantize(fn, spec)

@@ -6,6 +6,7 @@ function and calibration images, and give a .tflite.
 
 import contextlib
 import io
+import warnings
 from typing import Any
 
 import jax
@@ -63,7 +64,9 @@ def litert_quantizer(apply: Apply, variables: Any, images: jax.Array) -> bytes:
     model = cj.export.tflite(apply, variables, images[:1], via="litert")
     shown = np.asarray(images)
     samples = [{"input_0": shown[i : i + 1]} for i in range(len(shown))]  # it reads them twice
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a report
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the interpreter, that it keeps all tensors
         quant = quantizer.Quantizer(bytearray(model), recipe.static_wi8_ai8())
         found = quant.calibrate({"serving_default": samples}, num_threads=1)
         return bytes(quant.quantize(found).quantized_model)

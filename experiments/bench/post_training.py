@@ -103,24 +103,12 @@ def measured(bench: Bench, part: str, method: str, make: Make, logits: Any) -> R
     return Row(part, method, correct, len(bench.labels), seconds, note)
 
 
-def observers() -> dict[str, cj.quant.Observer]:
-    """The observers that are compared, by name."""
-    return {
-        "min-max": cj.quant.min_max(),
-        "moving average": cj.quant.moving_average(),
-        "percentile 99.99": cj.quant.percentile(99.99),
-        "percentile 99.9": cj.quant.percentile(99.9),
-        "mse": cj.quant.mse(),
-        "entropy": cj.quant.entropy(),
-    }
-
-
 def int8(bench: Bench) -> Iterator[Row]:
     """Every observer, corrections after one of them, and `auto`; int8 per channel."""
     apply, variables = bench.network.apply, bench.network.variables
     q = cj.quantize(apply, cj.quant.int8())
     logits = jax.jit(q.apply)
-    for name, observer in observers().items():
+    for name, observer in recipe.usual_observers().items():
         yield measured(
             bench,
             "int8",
