@@ -4,6 +4,7 @@ Both leave the ends of every range in the collection `quant`, widened where Lite
 not run the grids they give. Ranges that learn by gradients are not moved here.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from compressjax import tree
 from compressjax.quant import forward, ranges, steps
 from compressjax.quant.forward import Variables
 from compressjax.quant.grids import fit_at
@@ -143,7 +145,11 @@ def learned_params(plan: Plan, found: Layout, variables: Variables) -> dict[str,
 
 
 def moved(
-    plan: Plan, spec: Spec, qv: Variables, ends: Mapping[str, ranges.Range]
+    plan: Plan,
+    spec: Spec,
+    qv: Variables,
+    ends: Mapping[str, ranges.Range],
+    scales: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, Any]:
     """Moves stored ranges towards what a forward pass met.
 
@@ -152,6 +158,7 @@ def moved(
       spec: with static activations.
       qv: calibrated variables.
       ends: of tensors, by name.
+      scales: the largest scale of each exact contraction's kernel, by step name, if it is known.
 
     Returns:
       The collection `quant`; ranges that learn, and params of grids, as they were.
@@ -159,42 +166,45 @@ def moved(
     Raises:
       ValueError: see `ranges.stored`.
     """
-    found, new = layout(spec, plan), {}
-    members = _members(plan)
-    for name, old in ranges.stored(plan, qv).items():
-        met = [ends[tensor] for tensor in members[name] if tensor in ends]
-        if found.activations[name].learning is not None or not met:
-            new[name] = old
-            continue
-        low = jnp.stack([low for low, _ in met]).min()
-        high = jnp.stack([high for _, high in met]).max()
-        new[name] = (
-            spec.decay * old[0] + (1.0 - spec.decay) * lax.stop_gradient(low),
-            spec.decay * old[1] + (1.0 - spec.decay) * lax.stop_gradient(high),
-        )
-    kept = {
-        name: forward.grid_params(name, grid, operand.value, qv)
-        for name, grid, operand in _learned(plan, found, qv)
+    found, old, members = layout(spec, plan), ranges.stored(plan, qv), _members(plan)
+    met = {
+        name: [ends[tensor] for tensor in members[name] if tensor in ends]
+        for name in old
+        if found.activations[name].learning is None
     }
-    return ranges.collection(_feasible(plan, found, qv, new), kept)
-
-
-def _learned(plan: Plan, found: Layout, qv: Variables) -> list[tuple[str, Any, steps.Operand]]:
-    grids = {name: g for name, g in found.weights.items() if g is not None and g.learned}
-    operands = steps.operands(plan, qv) if grids else {}
-    return [(name, grid, operands[name]) for name, grid in grids.items()]
+    lows = {name: [low for low, _ in pairs] for name, pairs in met.items() if pairs}
+    highs = {name: [high for _, high in pairs] for name, pairs in met.items() if pairs}
+    if not lows:
+        return dict(qv["quant"])
+    new = (
+        jnp.stack([functools.reduce(jnp.minimum, values) for values in lows.values()]),
+        jnp.stack([functools.reduce(jnp.maximum, values) for values in highs.values()]),
+    )
+    before = ranges.stacked({name: old[name] for name in lows})
+    after = [
+        spec.decay * was + (1.0 - spec.decay) * lax.stop_gradient(now)
+        for was, now in zip(before, new, strict=True)
+    ]
+    shifted = {**old, **ranges.unstacked(lows, (after[0], after[1]))}
+    widened = _feasible(plan, found, qv, shifted, scales)
+    return tree.replace(qv["quant"], tree.paths(ranges.collection(widened)))
 
 
 def _feasible(
-    plan: Plan, found: Layout, variables: Variables, ends: Mapping[str, ranges.Range]
+    plan: Plan,
+    found: Layout,
+    variables: Variables,
+    ends: Mapping[str, ranges.Range],
+    scales: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, ranges.Range]:
     """Widens the ranges of a network that LiteRT runs."""
     if not found.exact:
         return dict(ends)
-    operands = steps.operands(plan, variables)
-    scales = {}
-    for name, grid in found.weights.items():
-        if grid is not None and grid.codes is not None:
-            kernel = lax.stop_gradient(operands[name].value)
-            scales[name] = grid.codes(kernel, fit_at(name, grid, kernel), jnp.float32(0.0))[1].max()
+    if scales is None:
+        operands, scales = steps.operands(plan, variables), {}
+        for name, grid in found.weights.items():
+            if grid is not None and grid.codes is not None:
+                kernel = lax.stop_gradient(operands[name].value)
+                fitted = fit_at(name, grid, kernel)
+                scales[name] = grid.codes(kernel, fitted, jnp.float32(0.0))[1].max()
     return ranges.feasible(plan, ends, scales)

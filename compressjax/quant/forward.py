@@ -30,11 +30,13 @@ class Run(NamedTuple):
       codes: of every tensor, integer-valued float32, by name.
       grids: of every tensor.
       ends: of the real values of every tensor that has its own range, before they were clamped.
+      scales: the largest scale of every kernel that has codes, by step name.
     """
 
     codes: dict[str, jax.Array]
     grids: dict[str, Affine]
     ends: dict[str, ranges.Range]
+    scales: dict[str, jax.Array]
 
     def outputs(self, plan: Plan) -> Any:
         """What the function returns, as real values."""
@@ -70,7 +72,12 @@ def run(plan: Plan, spec: Spec, qv: Variables, args: tuple[Any, ...]) -> Run:
     grids = tensor_grids(plan, found, qv)
     constants = coded(plan, spec, found, qv, grids)
     arrays = input_arrays(plan, args)
-    done = Run(encode_inputs(plan, found, grids, arrays), grids, {})
+    scales = {
+        name: lax.stop_gradient(constant.grid.scale).max()
+        for name, constant in constants.items()
+        if isinstance(constant, steps.Coded) and name in found.weights
+    }
+    done = Run(encode_inputs(plan, found, grids, arrays), grids, {}, scales)
     done.ends.update({name: (x.min(), x.max()) for name, x in arrays.items()})
     for step in plan.steps:
         constant = constants.get(step.name)
@@ -187,14 +194,22 @@ def tensor_grids(plan: Plan, found: Layout, qv: Variables) -> dict[str, Affine]:
     """
     sizes = {name: value.shape for name, value in plan.inputs.items()}
     sizes |= {step.name: step.shape for step in plan.steps}
-    by_range = {}
+    by_range: dict[str, Affine] = {}
+    alike: dict[Activations, dict[str, ranges.Range]] = {}
     for name, ends in ranges.stored(plan, qv).items():
         act = found.activations[name]
         if act.learning is None:
-            ends = (lax.stop_gradient(ends[0]), lax.stop_gradient(ends[1]))
+            alike.setdefault(act, {})[name] = ends
         else:
             ends = act.learning.grid(ends, math.prod(sizes[name][1:]), act.codes[1])
-        by_range[name] = ranges.grid_of(*ends, act.codes, symmetric=act.symmetric)
+            by_range[name] = ranges.grid_of(*ends, act.codes, symmetric=act.symmetric)
+    for act, observed in alike.items():
+        low, high = (lax.stop_gradient(end) for end in ranges.stacked(observed))
+        grids = ranges.grid_of(low, high, act.codes, symmetric=act.symmetric)
+        by_range |= {
+            name: Affine(*parts)
+            for name, parts in ranges.unstacked(observed, (grids.scale, grids.zero_point)).items()
+        }
     for name, (scale, zero_point) in plan.fixed.items():
         by_range[name] = _fixed(found.activations[name], scale, zero_point)
     return {tensor: by_range[key] for tensor, key in plan.ranges.items()}

@@ -113,7 +113,7 @@ def _placed(fn: Callable[..., Any], spec: Spec) -> Quantized:
     def observe(qv: Variables, *args: Any) -> tuple[Any, dict[str, Any]]:
         made = plan(qv, *args)
         run = forward.run(made, spec, qv, args)
-        moved = calibration.moved(made, spec, qv, run.ends)
+        moved = calibration.moved(made, spec, qv, run.ends, run.scales)
         return run.outputs(made), {**qv, "quant": moved}
 
     def watch(qv: Variables, *args: Any) -> tuple[Any, dict[str, Any]]:

@@ -5,8 +5,9 @@ for each tensor that has its own; `Plan.ranges` says which tensors share it. End
 LiteRT could not run the grids they give (`feasible`), so that every stored range can be shipped.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -40,8 +41,8 @@ def grid_of(
     Zero is always representable. A range of nothing but zero gets the step 1/255.
 
     Args:
-      low: smallest real value, [].
-      high: largest real value, [].
+      low: smallest real values, of any shape.
+      high: largest real values, of that shape.
       codes: the smallest and the largest code.
       symmetric: zero point 0, and a step that both ends fit in.
 
@@ -69,8 +70,8 @@ def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:
     """Stretches a range about zero until its grid has at least a given scale.
 
     Args:
-      ends: low and high, [].
-      scale: smallest scale wanted, [].
+      ends: low and high, [] or [R].
+      scale: smallest scale wanted, [] or [R].
 
     Returns:
       The range; itself where its scale is large enough.
@@ -85,6 +86,33 @@ def widened(ends: Range, scale: jax.typing.ArrayLike) -> Range:
     grown = jnp.where(empty, scale * 255.0, high * factor)
     wider = factor > 1.0
     return jnp.where(wider, low * factor, ends[0]), jnp.where(wider, grown, ends[1])
+
+
+def stacked(ends: Mapping[str, Range]) -> Range:
+    """Puts ranges into two vectors, so that arithmetic on all of them is one operation.
+
+    Args:
+      ends: low and high by name; at least one.
+
+    Returns:
+      Low and high, [R] each, in the order of the names.
+
+    Example:
+      >>> stacked({'x': (jnp.float32(-1), jnp.float32(1)), 'y': (jnp.float32(0), jnp.float32(2))})
+      (Array([-1.,  0.], dtype=float32), Array([1., 2.], dtype=float32))
+    """
+    low, high = zip(*ends.values(), strict=True)
+    return jnp.stack(low).astype(jnp.float32), jnp.stack(high).astype(jnp.float32)
+
+
+def unstacked(names: Iterable[str], ends: Range) -> dict[str, Range]:
+    """Takes ranges out of two vectors: the inverse of `stacked`.
+
+    Example:
+      >>> unstacked(['x'], (jnp.array([-1.0]), jnp.array([1.0])))
+      {'x': (Array(-1., dtype=float32), Array(1., dtype=float32))}
+    """
+    return dict(zip(names, zip(*map(jnp.unstack, ends), strict=True), strict=True))
 
 
 def feasible(
@@ -102,34 +130,30 @@ def feasible(
     Returns:
       The ranges, mostly unchanged.
     """
-    found = dict(ranges)
-
-    def scale(tensor: str) -> jax.Array:
-        key = plan.ranges[tensor]
-        if key in plan.fixed:
-            return jnp.float32(plan.fixed[key][0])
-        return grid_of(*found[key]).scale
+    if not ranges:
+        return {}
+    ends = stacked(ranges)
+    scale = dict(zip(ranges, jnp.unstack(grid_of(*ends).scale), strict=True))
+    scale |= {name: jnp.float32(fixed) for name, (fixed, _) in plan.fixed.items()}
 
     def raise_to(tensor: str, least: jax.Array) -> None:
         key = plan.ranges[tensor]
-        if key in found:
-            found[key] = widened(found[key], least)
+        if key in ranges:
+            scale[key] = jnp.maximum(scale[key], least)
 
     for step in plan.steps:
+        inputs = [scale[plan.ranges[name]] for name in step.inputs]
         if step.name in scales:
-            multiplied = scale(step.inputs[0]) * scales[step.name]
-            raise_to(step.name, multiplied / _LARGEST_MULTIPLIER)
+            raise_to(step.name, inputs[0] * scales[step.name] * (1 / _LARGEST_MULTIPLIER))
         elif step.kind in ("add", "sub"):
-            largest = jnp.stack([scale(name) for name in step.inputs]).max()
-            raise_to(step.name, largest / _LARGEST_RATIO)
-        elif step.kind in ("mul", "batch_matmul") and len(step.inputs) == 2:
-            product = scale(step.inputs[0]) * scale(step.inputs[1])
-            raise_to(step.name, product / _LARGEST_MULTIPLIER)
+            raise_to(step.name, functools.reduce(jnp.maximum, inputs) * (1 / _LARGEST_RATIO))
+        elif step.kind in ("mul", "batch_matmul") and len(inputs) == 2:
+            raise_to(step.name, inputs[0] * inputs[1] * (1 / _LARGEST_MULTIPLIER))
     for step in reversed(plan.steps):
         if step.kind in ("add", "sub"):
             for name in step.inputs:
-                raise_to(name, scale(step.name) * _SMALLEST_RATIO)
-    return found
+                raise_to(name, scale[plan.ranges[step.name]] * _SMALLEST_RATIO)
+    return unstacked(ranges, widened(ends, jnp.stack([scale[name] for name in ranges])))
 
 
 def stored(plan: Plan, variables: Mapping[str, Any]) -> dict[str, Range]:
