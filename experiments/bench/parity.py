@@ -2,7 +2,7 @@
 
     python -m experiments.bench.parity --data=cifar10 --images=1000
 
-takes about 10 minutes on 2 CPU cores with the default narrow widths, and `--full` the published
+takes some minutes on 2 CPU cores with the default narrow widths; `--full` takes the published
 ones. Weights are drawn so that dead, nearly dead and dominant channels occur, and batch norm gets
 the statistics of real images. `--config` and `--workdir` add the trained network of an experiment.
 The goal is 0 differing values in every row.

@@ -2,7 +2,7 @@
 
     python -m experiments.bench.quantized_step
 
-takes about four minutes on 2 CPU cores with the default 30 rounds. All steps train the same folded
+takes some minutes on 2 CPU cores with the default 30 rounds. All steps train the same folded
 network; the goal is a ratio of at most 1.15 with ranges observed and 1.10 with ranges kept, and
 twice the time to compile. Where qwix is installed (the extra `bench`), its on-device quantization
 is measured beside it.
