@@ -39,8 +39,8 @@ _VGG = (8, 8, 16, 16, *(24,) * 3, *(32,) * 6)
 NARROW = {
     "ResNet-8": (models.ResNet8, {}),
     "MobileNetV2 x0.25": (models.MobileNetV2, {"multiplier": 0.25, "strides": _V2_STRIDES}),
-    "VGG16, narrow": (models.VGG16, {"widths": _VGG, "hidden": (32,)}),
-    "ResNet-18, narrow": (
+    "VGG16 narrow": (models.VGG16, {"widths": _VGG, "hidden": (32,)}),
+    "ResNet-18 narrow": (
         models.ResNet18,
         {"widths": (8, 16, 24, 32), "small_images": True},
     ),
