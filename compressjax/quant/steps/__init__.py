@@ -11,7 +11,7 @@ import jax
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
 from compressjax.quant.steps import contractions, functions, moves, pointwise, windows
-from compressjax.quant.steps.kind import Coded, Kind, Operand, Stored, clamped
+from compressjax.quant.steps.kind import Call, Coded, Kind, Operand, Stored, clamped
 from compressjax.quant.steps.operands import CONTRACTIONS, code_constant, code_kernel, operands
 from compressjax.quant.steps.pointwise import same_rank
 
@@ -117,4 +117,4 @@ def lattice_step(
       >>> lattice_step(step, [x, y], [grid, grid], None, grid).codes
       Array([  1., 127.], dtype=float32)
     """
-    return KINDS[step.kind].lattice(step, codes, grids, coded, out)
+    return KINDS[step.kind].lattice(Call(step, codes, grids, coded, out))

@@ -10,7 +10,7 @@ from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
 from compressjax.quant.ranges import Range
-from compressjax.quant.steps.kind import Coded, Kind, Stored, ends_of
+from compressjax.quant.steps.kind import Call, Coded, Kind, Stored, ends_of
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -49,31 +49,29 @@ def _ends(step: Step, acc: jax.Array, grid: Affine, coded: Coded) -> Range:
     return jnp.clip(low, *clamp), jnp.clip(high, *clamp)
 
 
-def _lattice_conv(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    assert coded is not None
+def _kernel(call: Call) -> Coded:
+    assert call.coded is not None
+    return call.coded
+
+
+def _lattice_conv(call: Call) -> Stored:
+    kernel, grid = _kernel(call), call.grids[0]
     acc = lattice.conv_sum(
-        codes[0], coded.codes, coded.bias, grids[0], dimension_numbers=_NHWC, **step.params
+        call.codes[0],
+        kernel.codes,
+        kernel.bias,
+        grid,
+        dimension_numbers=_NHWC,
+        **call.step.params,
     )
-    return _rescaled(step, acc, grids[0], coded, out)
+    return _rescaled(call.step, acc, grid, kernel, call.out)
 
 
-def _lattice_dense(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    assert coded is not None
-    numbers = (((codes[0].ndim - 1,), (0,)), ((), ()))
-    acc = lattice.dot_sum(codes[0], coded.codes, coded.bias, grids[0], dimension_numbers=numbers)
-    return _rescaled(step, acc, grids[0], coded, out)
+def _lattice_dense(call: Call) -> Stored:
+    kernel, grid, x = _kernel(call), call.grids[0], call.codes[0]
+    numbers = (((x.ndim - 1,), (0,)), ((), ()))
+    acc = lattice.dot_sum(x, kernel.codes, kernel.bias, grid, dimension_numbers=numbers)
+    return _rescaled(call.step, acc, grid, kernel, call.out)
 
 
 def _real_matmul(
@@ -83,19 +81,12 @@ def _real_matmul(
     return jnp.matmul(*inputs)
 
 
-def _lattice_matmul(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del step, coded
-    left, right = grids
-    sums = lattice.matmul_sum(codes[0], codes[1], left, right)
+def _lattice_matmul(call: Call) -> Stored:
+    left, right = call.grids
+    sums = lattice.matmul_sum(call.codes[0], call.codes[1], left, right)
     low, high = ends_of(sums.approx)
     scale = lax.stop_gradient(left.scale * right.scale)
-    return Stored(lattice.matmul_rescale(sums, left, right, out), (low * scale, high * scale))
+    return Stored(lattice.matmul_rescale(sums, left, right, call.out), (low * scale, high * scale))
 
 
 CONV = Kind(_real_conv, _lattice_conv)

@@ -9,7 +9,7 @@ from jax import lax
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
-from compressjax.quant.steps.kind import Coded, Kind, Stored, ends_of
+from compressjax.quant.steps.kind import Call, Kind, Stored, ends_of
 from compressjax.quant.steps.pointwise import same_rank
 
 
@@ -29,17 +29,11 @@ def _tabulated(
         del constants
         return function(step, inputs[0])
 
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        del coded
-        x = lattice.dequantize(codes[0], grids[0])
-        x = jnp.maximum(x, 0.5 * grids[0].scale) if positive else x
-        return Stored(on_lattice(step, codes[0], grids[0], out), ends_of(function(step, x)))
+    def lattice_step(call: Call) -> Stored:
+        step, codes, grid = call.step, call.codes[0], call.grids[0]
+        x = lattice.dequantize(codes, grid)
+        x = jnp.maximum(x, 0.5 * grid.scale) if positive else x
+        return Stored(on_lattice(step, codes, grid, call.out), ends_of(function(step, x)))
 
     return Kind(real, lattice_step)
 
@@ -68,15 +62,8 @@ def _pairwise(
         del step, constants
         return function(*same_rank(inputs[0], inputs[1]))
 
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        del step, grids, coded, out
-        return Stored(on_lattice(codes[0], codes[1]), None)
+    def lattice_step(call: Call) -> Stored:
+        return Stored(on_lattice(call.codes[0], call.codes[1]), None)
 
     return Kind(real, lattice_step)
 

@@ -55,21 +55,35 @@ class Stored(NamedTuple):
     ends: Range | None
 
 
+class Call(NamedTuple):
+    """A step as the lattice computes it.
+
+    Attributes:
+      step: the step.
+      codes: of its inputs.
+      grids: of its inputs.
+      coded: its constant operand, or `None`.
+      out: the grid of its output.
+    """
+
+    step: Step
+    codes: Sequence[jax.Array]
+    grids: Sequence[Affine]
+    coded: Coded | None
+    out: Affine
+
+
 class Kind(NamedTuple):
     """What a kind of step computes.
 
     Attributes:
       real: `real(step, inputs, constants) -> output` on real values, before the fused activation;
         `constants` are weight and bias, or an elementwise constant, or nothing.
-      lattice: `lattice(step, codes, grids, coded, out) -> Stored` on codes, exactly as LiteRT:
-        codes and grids of the inputs, the coded constant operand or `None`, the output's grid.
+      lattice: `lattice(call) -> Stored` on codes, exactly as LiteRT.
     """
 
     real: Callable[[Step, Sequence[jax.Array], Sequence[jax.Array]], jax.Array]
-    lattice: Callable[
-        [Step, Sequence[jax.Array], Sequence[Affine], Coded | None, Affine],
-        Stored,
-    ]
+    lattice: Callable[[Call], Stored]
 
 
 def ends_of(real: jax.Array) -> Range:

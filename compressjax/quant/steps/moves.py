@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
-from compressjax.quant.steps.kind import Coded, Kind, Stored
+from compressjax.quant.steps.kind import Call, Kind, Stored
 
 
 def move(function: Callable[[Step, Sequence[jax.Array]], jax.Array]) -> Kind:
@@ -19,15 +18,8 @@ def move(function: Callable[[Step, Sequence[jax.Array]], jax.Array]) -> Kind:
         del constants
         return function(step, inputs)
 
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        del grids, coded, out
-        return Stored(function(step, codes), None)
+    def lattice_step(call: Call) -> Stored:
+        return Stored(function(call.step, call.codes), None)
 
     return Kind(real, lattice_step)
 
@@ -50,17 +42,11 @@ def _real_pad(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.A
     return jnp.pad(x, p["padding"], constant_values=p.get("value", edge))
 
 
-def _lattice_pad(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del coded, out
-    edge = jnp.float32(-128.0) if step.params["lowest"] else grids[0].zero_point
-    config = [(low, high, 0) for low, high in step.params["padding"]]
-    return Stored(lax.pad(codes[0], edge, config), None)
+def _lattice_pad(call: Call) -> Stored:
+    p = call.step.params
+    edge = jnp.float32(-128.0) if p["lowest"] else call.grids[0].zero_point
+    config = [(low, high, 0) for low, high in p["padding"]]
+    return Stored(lax.pad(call.codes[0], edge, config), None)
 
 
 RESHAPE = move(lambda step, inputs: inputs[0].reshape(step.shape))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
-from compressjax.quant.steps.kind import Coded, Kind, Stored, clamped, ends_of
+from compressjax.quant.steps.kind import Call, Kind, Stored, clamped, ends_of
 
 
 def same_rank(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -32,18 +32,13 @@ def _binary(
         operands = same_rank(inputs[0], inputs[1] if len(inputs) > 1 else constants[0])
         return function(*(operands[::-1] if step.params.get("reversed") else operands))
 
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        x, grid = codes[0], grids[0]
-        other, other_grid = (coded.codes, coded.grid) if coded else (codes[1], grids[1])
+    def lattice_step(call: Call) -> Stored:
+        step, coded, x, grid = call.step, call.coded, call.codes[0], call.grids[0]
+        other = coded.codes if coded else call.codes[1]
+        other_grid = coded.grid if coded else call.grids[1]
         order = -1 if step.params.get("reversed") else 1
         values, ends = [x, other][::order], [grid, other_grid][::order]
-        stored = on_lattice(*values, *ends, out, lo=step.lo, hi=step.hi)
+        stored = on_lattice(*values, *ends, call.out, lo=step.lo, hi=step.hi)
         reals = [lattice.dequantize(x, grid), lattice.dequantize(other, other_grid)]
         return Stored(stored, ends_of(clamped(step, real(step, reals, ()))))
 
@@ -60,15 +55,8 @@ def _unary(
         del step, constants
         return function(inputs[0])
 
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        del step, coded, out
-        return Stored(on_lattice(codes[0], grids[0]), None)
+    def lattice_step(call: Call) -> Stored:
+        return Stored(on_lattice(call.codes[0], call.grids[0]), None)
 
     return Kind(real, lattice_step)
 
@@ -78,27 +66,14 @@ def _identity(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.A
     return inputs[0]
 
 
-def _requantize(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del step, coded
-    x, grid = codes[0], grids[0]
-    return Stored(lattice.requantize(x, grid, out), ends_of(lattice.dequantize(x, grid)))
+def _requantize(call: Call) -> Stored:
+    x, grid = call.codes[0], call.grids[0]
+    return Stored(lattice.requantize(x, grid, call.out), ends_of(lattice.dequantize(x, grid)))
 
 
-def _relu(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del coded
-    return Stored(lattice.relu(codes[0], grids[0], out, lo=step.lo, hi=step.hi), None)
+def _relu(call: Call) -> Stored:
+    bounds = {"lo": call.step.lo, "hi": call.step.hi}
+    return Stored(lattice.relu(call.codes[0], call.grids[0], call.out, **bounds), None)
 
 
 ADD = _binary(jnp.add, lattice.add)

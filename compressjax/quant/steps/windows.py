@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from compressjax.quant import lattice
-from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Step
-from compressjax.quant.steps.kind import Coded, Kind, Stored, ends_of
+from compressjax.quant.steps.kind import Call, Kind, Stored, ends_of
 from compressjax.quant.steps.moves import move
 
 
@@ -33,70 +32,40 @@ def _real_average(
 
 
 def _pool(on_lattice: Callable[..., jax.Array]) -> Callable[..., Stored]:
-    def lattice_step(
-        step: Step,
-        codes: Sequence[jax.Array],
-        grids: Sequence[Affine],
-        coded: Coded | None,
-        out: Affine,
-    ) -> Stored:
-        del coded, out
-        window, strides, padding = _window(step)
+    def lattice_step(call: Call) -> Stored:
+        window, strides, padding = _window(call.step)
         stored = on_lattice(
-            codes[0],
-            grids[0],
+            call.codes[0],
+            call.grids[0],
             window_dimensions=window,
             window_strides=strides,
             padding=padding,
-            lo=step.lo,
-            hi=step.hi,
+            lo=call.step.lo,
+            hi=call.step.hi,
         )
         return Stored(stored, None)
 
     return lattice_step
 
 
-def _real_mean(
-    step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]
-) -> jax.Array:
-    del constants
-    return jnp.mean(inputs[0], axis=step.params["axes"], keepdims=step.params["keepdims"])
+def _total(function: Callable[..., jax.Array], on_lattice: Callable[..., jax.Array]) -> Kind:
+    """A mean or a sum over axes, with a range of its own."""
 
+    def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
+        del constants
+        return function(inputs[0], axis=step.params["axes"], keepdims=step.params["keepdims"])
 
-def _lattice_mean(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del coded
-    x, grid, p = codes[0], grids[0], step.params
-    stored = lattice.mean(x, grid, out, p["axes"], p["keepdims"])
-    return Stored(stored, ends_of(_real_mean(step, [lattice.dequantize(x, grid)], ())))
+    def lattice_step(call: Call) -> Stored:
+        x, grid, p = call.codes[0], call.grids[0], call.step.params
+        stored = on_lattice(x, grid, call.out, p["axes"], p["keepdims"])
+        return Stored(stored, ends_of(real(call.step, [lattice.dequantize(x, grid)], ())))
 
-
-def _real_sum(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
-    del constants
-    return jnp.sum(inputs[0], axis=step.params["axes"], keepdims=step.params["keepdims"])
-
-
-def _lattice_sum(
-    step: Step,
-    codes: Sequence[jax.Array],
-    grids: Sequence[Affine],
-    coded: Coded | None,
-    out: Affine,
-) -> Stored:
-    del coded
-    x, grid, p = codes[0], grids[0], step.params
-    stored = lattice.sum(x, grid, out, p["axes"], p["keepdims"])
-    return Stored(stored, ends_of(_real_sum(step, [lattice.dequantize(x, grid)], ())))
+    return Kind(real, lattice_step)
 
 
 MAX_POOL = Kind(_real_max, _pool(lattice.max_pool))
 AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool))
-MEAN = Kind(_real_mean, _lattice_mean)
-SUM = Kind(_real_sum, _lattice_sum)
+MEAN = _total(jnp.mean, lattice.mean)
+SUM = _total(jnp.sum, lattice.sum)
 REDUCE_MAX = move(lambda step, inputs: jnp.max(inputs[0], axis=step.params["axes"]))
 REDUCE_MIN = move(lambda step, inputs: jnp.min(inputs[0], axis=step.params["axes"]))
