@@ -8,8 +8,6 @@ CPU cores. Goals: calibrating and exporting take at most as long as the converte
 conversion, the export alone at most half as long.
 """
 
-import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -145,16 +143,14 @@ def main(argv: Sequence[str]) -> None:
         rounds=rounds,
         clock=clock,
     )
-    timings = result.pop("timings")
     if options.JSON.value:
-        result["timings"] = {name: dataclasses.asdict(t) for name, t in timings.items()}
-        print(json.dumps({**result, "environment": timing.environment()}, indent=2))
+        print(timing.document(result))
         return
     print(
         f"MobileNetV2 x{_MULTIPLIER.value}, {result['parameters']:,} parameters, {images} "
         f"images of {_SIZE.value}x{_SIZE.value}, {rounds} rounds, {clock.value} time"
     )
-    print(timing.table(timings))
+    print(timing.table(result["timings"]))
     found = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["parts"].items())
     print(f"an export: {found}; all took {time.monotonic() - started:.0f} s")
 

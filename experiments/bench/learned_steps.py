@@ -11,7 +11,6 @@ float one.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     batch = options.BATCH.value or 128
     found = measure(network, bits=_BITS.value, epochs=_EPOCHS.value, rate=_RATE.value, batch=batch)
     if options.JSON.value:
-        print(json.dumps({"accuracy": found, "environment": timing.environment()}, indent=2))
+        print(timing.document({"accuracy": found}))
         return
     print(f"{_BITS.value} bits, batch {batch}, {network.data.test_images.shape[0]:,} test images")
     for name, accuracy in found.items():

@@ -6,8 +6,6 @@ takes about half a minute on 2 CPU cores. Updates are compared with that of `min
 the values once; those that count all values are bound by one addition to memory for each.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,11 +74,7 @@ def main(argv: Sequence[str]) -> None:
     shape = tuple(map(int, _SHAPE.value))
     result = measure(shape=shape, samples=_SAMPLES.value, rounds=rounds)
     if options.JSON.value:
-        plain = {
-            part: {name: dataclasses.asdict(t) for name, t in timings.items()}
-            for part, timings in result.items()
-        }
-        print(json.dumps({**plain, "environment": timing.environment()}, indent=2))
+        print(timing.document(result))
         return
     for part, timings in result.items():
         print(f"{part}, float32 {list(shape)}, {rounds} rounds, wall time")

@@ -8,7 +8,6 @@ the statistics of real images. `--config` and `--workdir` add the trained networ
 The goal is 0 differing values in every row.
 """
 
-import json
 import math
 import os
 import time
@@ -224,8 +223,7 @@ def main(argv: Sequence[str]) -> None:
         if not _ONLY.value or name in _ONLY.value:
             add(name, untrained(make, fields, data, _SEED.value))
     if options.JSON.value:
-        found = [row._asdict() for row in rows]
-        print(json.dumps({"rows": found, "environment": timing.environment()}, indent=2))
+        print(timing.document({"rows": [row._asdict() for row in rows]}))
         return
     differing = sum(row.differing for row in rows)
     print(f"{differing:,} of {sum(row.values for row in rows):,} values differ")

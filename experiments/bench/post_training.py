@@ -12,7 +12,6 @@ AdaRound lose at most a point.
 """
 
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -269,8 +268,7 @@ def main(argv: Sequence[str]) -> None:
             if not options.JSON.value:
                 print(line(row, floats), flush=True)
     if options.JSON.value:
-        found = [row._asdict() for row in rows]
-        print(json.dumps({"rows": found, "environment": timing.environment()}, indent=2))
+        print(timing.document({"rows": [row._asdict() for row in rows]}))
 
 
 if __name__ == "__main__":

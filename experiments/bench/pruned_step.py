@@ -6,8 +6,6 @@ takes about a minute on 2 CPU cores with the default 40 rounds. The goal is a ra
 also amortised: one step that computes masks anew in every `--every` steps.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,15 +119,13 @@ def main(argv: Sequence[str]) -> None:
         sparsity=_SPARSITY.value,
         clock=clock,
     )
-    timings = result.pop("timings")
     if options.JSON.value:
-        result["timings"] = {name: dataclasses.asdict(t) for name, t in timings.items()}
-        print(json.dumps({**result, "environment": timing.environment()}, indent=2))
+        print(timing.document(result))
         return
     print(
         f"ResNet-8, batch {batch}, sparsity {_SPARSITY.value}, {rounds} rounds, {clock.value} time"
     )
-    print(timing.table(timings))
+    print(timing.table(result["timings"]))
     print(f"amortised over {result['every']} steps: {result['amortised_ratio']:.3f}")
 
 

@@ -8,9 +8,7 @@ twice the time to compile. Where qwix is installed (the extra `bench`), its on-d
 is measured beside it.
 """
 
-import dataclasses
 import importlib.util
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -204,18 +202,16 @@ def main(argv: Sequence[str]) -> None:
         compiles=_COMPILES.value,
         clock=clock,
     )
-    timings = result.pop("timings")
     if options.JSON.value:
-        result["timings"] = {name: dataclasses.asdict(t) for name, t in timings.items()}
-        print(json.dumps({**result, "environment": timing.environment()}, indent=2))
+        print(timing.document(result))
         return
     print(f"ResNet-8, batch {batch}, {rounds} rounds, {clock.value} time")
-    print(timing.table(timings))
+    print(timing.table(result["timings"]))
     print(f"first call, with tracing and compiling ({_COMPILES.value} times)")
     compiling = result["compile_seconds"]
     for name, seconds in compiling.items():
         print(f"{name:<28} {seconds:>6.2f} s {seconds / compiling['float']:>9.3f}")
-    if not any(name.startswith("qwix") for name in timings):
+    if not any(name.startswith("qwix") for name in result["timings"]):
         print("qwix is not installed: pip install qwix, or the extra `bench`, to compare with it")
 
 
