@@ -2,23 +2,33 @@
 
 Each answers one question in one file: which weights matter (`scores`), how many each leaf keeps
 (`budgets`), in which shape (`patterns`) and when (`schedules`). `prune` joins them into one optax
-transformation. Nothing here changes a shape; `compressjax.slimming` does.
+transformation, `choose` into masks at once. Whether pruned weights return is the question of
+`regrow`, `latent` and `rewind`. Nothing here changes a shape; `compressjax.slimming` does.
 """
 
 from compressjax.pruning.budgets import Budget, Share, erdos_renyi, erk, global_, num_kept, uniform
+from compressjax.pruning.choose import choose
+from compressjax.pruning.latent import Latent, straight_through, top_kast
+from compressjax.pruning.masks import PruneState, apply_masks, masks
 from compressjax.pruning.patterns import Pattern, n_m, unstructured
-from compressjax.pruning.prune import PruneState, apply_masks, masks, prune
+from compressjax.pruning.prune import prune
+from compressjax.pruning.regrow import Regrow, rigl, set_
+from compressjax.pruning.rewind import RewindState, rewind
 from compressjax.pruning.schedules import Schedule, constant, one_shot, polynomial
-from compressjax.pruning.scores import Score, magnitude
+from compressjax.pruning.scores import Score, magnitude, random
 
 __all__ = [
     "Budget",
+    "Latent",
     "Pattern",
     "PruneState",
+    "Regrow",
+    "RewindState",
     "Schedule",
     "Score",
     "Share",
     "apply_masks",
+    "choose",
     "constant",
     "erdos_renyi",
     "erk",
@@ -30,6 +40,12 @@ __all__ = [
     "one_shot",
     "polynomial",
     "prune",
+    "random",
+    "rewind",
+    "rigl",
+    "set_",
+    "straight_through",
+    "top_kast",
     "uniform",
     "unstructured",
 ]

@@ -7,7 +7,7 @@ other for its count, so a global budget is one share and a layer-wise budget is 
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,38 @@ class Share(NamedTuple):
 
     Attributes:
       paths: the leaves.
-      keep: int32 [], the number of weights to keep.
+      keep: int32 [], the number of units to keep.
     """
 
     paths: tuple[str, ...]
     keep: jax.Array
 
 
-Budget = Callable[[jax.Array, Shapes], tuple[Share, ...]]
+class Budget(Protocol):
+    """How many units each leaf keeps.
+
+    A unit is what a pattern keeps or prunes as one: a weight, a block, a channel.
+    """
+
+    def __call__(
+        self, sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
+    ) -> tuple[Share, ...]:
+        """Splits what is kept.
+
+        Args:
+          sparsity: float32 [], fraction of all units to prune, in [0, 1).
+          shapes: shape of every leaf by path.
+          units: number of units in every leaf; None where each weight is one.
+
+        Returns:
+          Shares in which each leaf appears once.
+        """
+
+
+def _sizes(shapes: Shapes, units: Mapping[str, int] | None) -> dict[str, int]:
+    if units is None:
+        return {path: math.prod(shape) for path, shape in shapes.items()}
+    return {path: units[path] for path in shapes}
 
 
 def num_kept(sparsity: jax.Array | float, size: int) -> jax.Array:
@@ -81,10 +105,11 @@ def uniform() -> Budget:
       [2, 4]
     """
 
-    def budget(sparsity: jax.Array, shapes: Shapes) -> tuple[Share, ...]:
-        return tuple(
-            Share((path,), num_kept(sparsity, math.prod(shape))) for path, shape in shapes.items()
-        )
+    def budget(
+        sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
+    ) -> tuple[Share, ...]:
+        sizes = _sizes(shapes, units)
+        return tuple(Share((path,), num_kept(sparsity, size)) for path, size in sizes.items())
 
     return budget
 
@@ -100,9 +125,10 @@ def global_() -> Budget:
       [(('a', 'b'), 6)]
     """
 
-    def budget(sparsity: jax.Array, shapes: Shapes) -> tuple[Share, ...]:
-        total = sum(math.prod(shape) for shape in shapes.values())
-        return (Share(tuple(shapes), num_kept(sparsity, total)),)
+    def budget(
+        sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
+    ) -> tuple[Share, ...]:
+        return (Share(tuple(shapes), num_kept(sparsity, sum(_sizes(shapes, units).values()))),)
 
     return budget
 
@@ -112,7 +138,7 @@ def _share_out(total: jax.Array, sizes: np.ndarray, weights: np.ndarray) -> jax.
 
     Args:
       total: int32 [], at most the sum of `sizes`.
-      sizes: int64 [L], weights in each leaf, ordered by rising `weights / sizes`.
+      sizes: int64 [L], units in each leaf, ordered by rising `weights / sizes`.
       weights: float64 [L], what the count is proportional to.
 
     Returns:
@@ -137,9 +163,13 @@ def _share_out(total: jax.Array, sizes: np.ndarray, weights: np.ndarray) -> jax.
 
 
 def _proportional(weight: Callable[[tuple[int, ...]], int]) -> Budget:
-    def budget(sparsity: jax.Array, shapes: Shapes) -> tuple[Share, ...]:
-        size = {path: math.prod(shape) for path, shape in shapes.items()}
-        order = sorted(shapes, key=lambda path: weight(shapes[path]) / size[path])
+    def budget(
+        sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
+    ) -> tuple[Share, ...]:
+        size = _sizes(shapes, units)
+        order = sorted(filter(size.get, shapes), key=lambda path: weight(shapes[path]) / size[path])
+        if not order:
+            return ()
         counts = _share_out(
             num_kept(sparsity, sum(size.values())),
             np.array([size[path] for path in order], np.int64),

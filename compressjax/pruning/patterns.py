@@ -1,7 +1,7 @@
 """Pruning patterns: which shapes a mask may take.
 
-A pattern narrows what the budget may keep, leaf by leaf; it neither ranks weights (a score does)
-nor counts them (a budget does).
+A pattern says what is kept or pruned as one, its units, and which units of a leaf may be kept
+together; it neither ranks them (a score does) nor counts them (a budget does).
 """
 
 from collections.abc import Callable
@@ -16,12 +16,16 @@ class Pattern(NamedTuple):
 
     Attributes:
       check: `check(path, shape)` raises where the pattern does not fit a leaf.
-      allowed: `allowed(ranks) -> bool` of the same shape: which weights of a leaf may be kept,
-        where `ranks` are uint32 and a larger one matters more.
+      allowed: `allowed(ranks) -> bool` of the same shape: which units of a leaf may be kept, where
+        `ranks` are uint32, one a unit, and a larger one matters more.
+      pool: `pool(values) -> array`, the mean value of every unit.
+      spread: `spread(keep, shape) -> bool` of that shape: what is kept of a leaf, by unit before.
     """
 
     check: Callable[[str, tuple[int, ...]], None]
     allowed: Callable[[jax.Array], jax.Array]
+    pool: Callable[[jax.Array], jax.Array] = lambda values: values
+    spread: Callable[[jax.Array, tuple[int, ...]], jax.Array] = lambda keep, shape: keep
 
 
 def unstructured() -> Pattern:

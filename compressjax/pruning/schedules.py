@@ -18,13 +18,27 @@ class Schedule(NamedTuple):
     Attributes:
       sparsity: `sparsity(step) -> float32 []` in [0, 1), the fraction of weights to prune.
       due: `due(step) -> bool []`, whether this step computes new masks.
+      falls: whether the sparsity ever falls, so that pruned weights return.
     """
 
     sparsity: Callable[[jax.Array], jax.Array]
     due: Callable[[jax.Array], jax.Array]
+    falls: bool = False
 
 
-def _check_sparsity(sparsity: float, name: str) -> None:
+def check_sparsity(sparsity: float, name: str) -> None:
+    """Refuses a sparsity outside [0, 1).
+
+    Args:
+      sparsity: fraction of weights to prune.
+      name: of the argument, for the error message.
+
+    Raises:
+      ValueError: if it is outside [0, 1).
+
+    Example:
+      >>> check_sparsity(0.5, 'final')
+    """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(
             f"{name} must be in [0, 1), found {sparsity}; it is the fraction of weights set to 0"
@@ -67,7 +81,7 @@ def polynomial(final: float, begin: int, end: int, every: int, power: float = 3)
       >>> [step for step in range(201) if schedule.due(jnp.asarray(step))]
       [50, 100]
     """
-    _check_sparsity(final, "final")
+    check_sparsity(final, "final")
     _check_step(begin, "begin", 0)
     _check_step(end, "end", 0)
     _check_step(every, "every", 1)
@@ -117,7 +131,7 @@ def constant(sparsity: float, begin: int = 0, end: int | None = None, every: int
       >>> [step for step in range(20) if schedule.due(jnp.asarray(step))]
       [2, 6, 10]
     """
-    _check_sparsity(sparsity, "sparsity")
+    check_sparsity(sparsity, "sparsity")
     _check_step(begin, "begin", 0)
     _check_step(every, "every", 1)
     if end is not None:
@@ -152,6 +166,6 @@ def one_shot(sparsity: float, at: int = 0) -> Schedule:
       >>> [step for step in range(9) if schedule.due(jnp.asarray(step))]
       [3]
     """
-    _check_sparsity(sparsity, "sparsity")
+    check_sparsity(sparsity, "sparsity")
     _check_step(at, "at", 0)
     return Schedule(lambda step: jnp.float32(sparsity), lambda step: step == max(at, 1))
