@@ -1,10 +1,11 @@
-"""The float network that benchmarks of quantization start from: trained once, then loaded.
+"""The float network that benchmarks start from: trained once, then loaded.
 
-The first stage of an experiment's config, as `experiments.run --until=train` leaves it, with batch
-norm folded; `parity.py` and `post_training.py` quantize it.
+The first stage of an experiment's config, as `experiments.run --until=train` leaves it: as it was
+trained for those that prune it, with batch norm folded for those that quantize it.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +29,41 @@ class Trained(NamedTuple):
     data: networks.Data
 
 
-def load(config: Any, workdir: str | pathlib.Path) -> Trained:
+class Dense(NamedTuple):
+    """A trained network, ready to be trained on.
+
+    Attributes:
+      network: in both modes.
+      init: `(rng, x [1, H, W, C]) -> variables` of an untrained one.
+      variables: its variables.
+      data: both splits of the data set it was trained on.
+    """
+
+    network: networks.Network
+    init: Callable[..., networks.Variables]
+    variables: networks.Variables
+    data: networks.Data
+
+
+def dense(config: Any, workdir: str | pathlib.Path) -> Dense:
     """Trains the dense network of a config, or loads it where that is done.
+
+    Args:
+      config: of an experiment.
+      workdir: the experiment's; the stage `train` is in it or will be.
+
+    Returns:
+      The network as it was trained.
+    """
+    stage = run_stages(stages.STAGES[:1], config, workdir)["train"]
+    data = networks.load_data(config.data)
+    network, init = networks.dense(config.model, data.num_classes)
+    like = jax.eval_shape(init, jax.random.key(0), data.example)
+    return Dense(network, init, networks.load(stage.directory, like), data)
+
+
+def load(config: Any, workdir: str | pathlib.Path) -> Trained:
+    """Trains the dense network of a config and folds it, or loads it where that is done.
 
     Args:
       config: of an experiment.
@@ -38,12 +72,8 @@ def load(config: Any, workdir: str | pathlib.Path) -> Trained:
     Returns:
       The folded network.
     """
-    stage = run_stages(stages.STAGES[:1], config, workdir)["train"]
-    data = networks.load_data(config.data)
-    dense, init = networks.dense(config.model, data.num_classes)
-    like = jax.eval_shape(init, jax.random.key(0), data.example)
-    variables = networks.load(stage.directory, like)
-    folded, variables = cj.fold_batch_norm(dense.apply, variables, data.example)
+    network, _, variables, data = dense(config, workdir)
+    folded, variables = cj.fold_batch_norm(network.apply, variables, data.example)
     return Trained(folded, variables, data)
 
 
