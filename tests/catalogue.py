@@ -23,7 +23,13 @@ import compressjax as cj
 from compressjax import distill, pruning, quant
 from compressjax.quant import grids, lattice
 from compressjax.quant.correction.adaround import Problem, choose
-from tests.support import bits_oracles, equalize_oracles, grid_oracles, observer_oracles
+from tests.support import (
+    bits_oracles,
+    equalize_oracles,
+    grid_oracles,
+    observer_oracles,
+    sparse_training_oracles,
+)
 
 Inputs = tuple[Any, ...]
 
@@ -217,13 +223,6 @@ def _pruning_row(
     """
     tx = pruning.prune(optax.sgd(_RATE), schedule=schedule, budget=budget, pattern=pattern)
 
-    def step(state: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
-        del params
-        params, opt_state = state
-        updates, opt_state = tx.update(gradients, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, pruning.masks(opt_state)), (params, opt_state)
-
     def oracle(history: Sequence[Inputs]) -> Any:
         params = history[0][0]
         kernels = {layer: params[layer]["kernel"] for layer in params}
@@ -241,6 +240,30 @@ def _pruning_row(
             {layer: {"kernel": keep[layer], "bias": None} for layer in params},
         )
 
+    return _sparse_row(name, tx, oracle)
+
+
+def _sparse_row(
+    name: str, tx: optax.GradientTransformation, oracle: Callable[[Sequence[Inputs]], Any]
+) -> Row:
+    """Makes the row of an optimizer that prunes.
+
+    Args:
+      name: the row's name.
+      tx: the optimizer.
+      oracle: `oracle(history) -> (params, masks)`.
+
+    Returns:
+      The row; its output is (params, masks) after six steps.
+    """
+
+    def step(state: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
+        del params
+        params, opt_state = state
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, pruning.masks(opt_state)), (params, opt_state)
+
     return Row(
         name=name,
         init=lambda params, gradients: (jax.tree.map(jnp.asarray, params), tx.init(params)),
@@ -250,6 +273,100 @@ def _pruning_row(
         steps=6,
     )
 
+
+def _kernels(params: Any) -> dict[str, np.ndarray]:
+    return {layer: leaves["kernel"] for layer, leaves in params.items()}
+
+
+def _training_row(
+    name: str,
+    wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    train: Callable[[dict[str, np.ndarray], list[dict[str, np.ndarray]]], Any],
+) -> Row:
+    """Makes the row of a way of sparse training around SGD with momentum, biases left alone.
+
+    Args:
+      name: the row's name.
+      wrap: makes the sparse optimizer of a dense one.
+      train: the oracle, `train(kernels, gradients of each step) -> (kernels, masks)`.
+
+    Returns:
+      The row; its output is (params, masks) after six steps.
+    """
+    sgd = optax.sgd(float(sparse_training_oracles.RATE), float(sparse_training_oracles.MOMENTUM))
+    biases = {layer: {"kernel": False, "bias": True} for layer in _SHAPES}
+    tx = optax.chain(optax.masked(optax.set_to_zero(), biases), wrap(sgd))
+
+    def oracle(history: Sequence[Inputs]) -> Any:
+        params = history[0][0]
+        kernels, keep = train(_kernels(params), [_kernels(inputs[1]) for inputs in history])
+        return (
+            {layer: {"kernel": kernels[layer], "bias": params[layer]["bias"]} for layer in params},
+            {layer: {"kernel": keep[layer], "bias": None} for layer in params},
+        )
+
+    return _sparse_row(name, tx, oracle)
+
+
+def _set_draws(step: int, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The random numbers that SET sees; the rest of the method is the oracle's own."""
+    like = {name: {"kernel": g, "bias": np.zeros(g.shape[-1])} for name, g in gradients.items()}
+    drawn = pruning.set_(seed=3).values(jnp.int32(step), like)
+    return jax.tree.map(np.asarray, _kernels(drawn))
+
+
+_EVERY_SECOND = pruning.constant(0.8, begin=1, every=2)
+_SPARSE_TRAINING = [
+    _training_row(
+        "regrow-rigl",
+        lambda tx: pruning.prune(
+            tx, schedule=_EVERY_SECOND, regrow=pruning.rigl(0.4, end=4, start=None)
+        ),
+        lambda kernels, history: sparse_training_oracles.regrown(
+            kernels,
+            history,
+            0.8,
+            {step: 0.2 * (1 + math.cos(math.pi * step / 4)) for step in (1, 3)} | {5: 0.0},
+            lambda step, gradients: {name: np.abs(g) for name, g in gradients.items()},
+        ),
+    ),
+    _training_row(
+        "regrow-set",
+        lambda tx: pruning.prune(
+            tx, schedule=_EVERY_SECOND, regrow=pruning.set_(0.3, seed=3, start=None)
+        ),
+        lambda kernels, history: sparse_training_oracles.regrown(
+            kernels, history, 0.8, dict.fromkeys((1, 3, 5), 0.3), _set_draws
+        ),
+    ),
+    _training_row(
+        "latent-straight-through",
+        lambda tx: pruning.prune(
+            tx, schedule=_EVERY_SECOND, latent=pruning.straight_through(decay=0.05)
+        ),
+        lambda kernels, history: sparse_training_oracles.latent(
+            kernels, history, 0.8, (1, 3, 5), decay=0.05
+        ),
+    ),
+    _training_row(
+        "latent-top-kast",
+        lambda tx: pruning.prune(
+            tx, schedule=_EVERY_SECOND, latent=pruning.top_kast(backward=0.5, decay=0.05)
+        ),
+        lambda kernels, history: sparse_training_oracles.latent(
+            kernels, history, 0.8, (1, 3, 5), decay=0.05, backward=0.5
+        ),
+    ),
+    _training_row(
+        "rewind",
+        lambda tx: pruning.rewind(
+            pruning.prune(tx, schedule=pruning.polynomial(0.9, begin=0, end=5, every=3)), to=2
+        ),
+        lambda kernels, history: sparse_training_oracles.rewound(
+            kernels, history, {3: 0.9 * (1 - 0.4**3), 5: 0.9}, to=2
+        ),
+    ),
+]
 
 _PRUNING = [
     _pruning_row("prune-one-shot", pruning.one_shot(0.5, at=2), {2: 0.5}, _masks_uniform),
@@ -871,4 +988,12 @@ _CORRECTIONS = [
     stateless("reestimate-batch-norm", _reestimated, _activations, reestimated_oracle),
 ]
 
-ROWS: tuple[Row, ...] = (*_PRUNING, *_DISTILLATION, *_QUANTIZATION, *_BITS, *_GRIDS, *_CORRECTIONS)
+ROWS: tuple[Row, ...] = (
+    *_PRUNING,
+    *_SPARSE_TRAINING,
+    *_DISTILLATION,
+    *_QUANTIZATION,
+    *_BITS,
+    *_GRIDS,
+    *_CORRECTIONS,
+)
