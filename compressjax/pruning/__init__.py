@@ -10,11 +10,20 @@ from compressjax.pruning.budgets import Budget, Share, erdos_renyi, erk, global_
 from compressjax.pruning.choose import choose
 from compressjax.pruning.latent import Latent, straight_through, top_kast
 from compressjax.pruning.masks import PruneState, apply_masks, masks
-from compressjax.pruning.patterns import Pattern, n_m, unstructured
+from compressjax.pruning.patterns import Pattern, block, channels, n_m, unstructured
 from compressjax.pruning.prune import prune
 from compressjax.pruning.regrow import Regrow, rigl, set_
 from compressjax.pruning.rewind import RewindState, rewind
-from compressjax.pruning.schedules import Schedule, constant, one_shot, polynomial
+from compressjax.pruning.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    cyclic,
+    exponential,
+    iterative,
+    one_shot,
+    polynomial,
+)
 from compressjax.pruning.scores import Score, magnitude, random
 
 __all__ = [
@@ -28,11 +37,17 @@ __all__ = [
     "Score",
     "Share",
     "apply_masks",
+    "block",
+    "channels",
     "choose",
     "constant",
+    "cosine",
+    "cyclic",
     "erdos_renyi",
     "erk",
+    "exponential",
     "global_",
+    "iterative",
     "magnitude",
     "masks",
     "n_m",

@@ -1,14 +1,20 @@
 """Pruning patterns: which shapes a mask may take.
 
 A pattern says what is kept or pruned as one, its units, and which units of a leaf may be kept
-together; it neither ranks them (a score does) nor counts them (a budget does).
+together; it neither ranks them (a score does) nor counts them (a budget does). It masks one leaf
+at a time: couplings between layers are the business of `compressjax.slimming`.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+def _any(ranks: jax.Array) -> jax.Array:
+    return jnp.ones(ranks.shape, bool)
 
 
 class Pattern(NamedTuple):
@@ -20,10 +26,12 @@ class Pattern(NamedTuple):
         `ranks` are uint32, one a unit, and a larger one matters more.
       pool: `pool(values) -> array`, the mean value of every unit.
       spread: `spread(keep, shape) -> bool` of that shape: what is kept of a leaf, by unit before.
+
+    The defaults are those of units that are single weights and of which any may be kept.
     """
 
     check: Callable[[str, tuple[int, ...]], None]
-    allowed: Callable[[jax.Array], jax.Array]
+    allowed: Callable[[jax.Array], jax.Array] = _any
     pool: Callable[[jax.Array], jax.Array] = lambda values: values
     spread: Callable[[jax.Array, tuple[int, ...]], jax.Array] = lambda keep, shape: keep
 
@@ -38,10 +46,7 @@ def unstructured() -> Pattern:
       >>> unstructured().allowed(jnp.arange(3, dtype=jnp.uint32))
       Array([ True,  True,  True], dtype=bool)
     """
-    return Pattern(
-        check=lambda path, shape: None,
-        allowed=lambda ranks: jnp.ones(ranks.shape, bool),
-    )
+    return Pattern(check=lambda path, shape: None)
 
 
 def n_m(n: int, m: int, axis: int = -2) -> Pattern:
@@ -49,8 +54,8 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
 
     Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (2:4); Zhou et al. 2021,
     "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch". The pattern holds
-    from the first mask update on: a budget at or under sparsity `1 - n/m` gives exactly `n` of `m`
-    in every group, a higher one prunes further inside the groups.
+    from the first mask update on: a sparsity above 0 and up to `1 - n/m` gives exactly `n` of `m`
+    in every group, a higher one prunes further inside the groups; at sparsity 0 nothing is pruned.
 
     Args:
       n: most weights kept in a group, at least 1.
@@ -87,7 +92,8 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
 
     def allowed(ranks: jax.Array) -> jax.Array:
         split = axis % ranks.ndim
-        groups = ranks.reshape(*ranks.shape[:split], -1, m, *ranks.shape[split + 1 :])
+        before, length, after = ranks.shape[:split], ranks.shape[split], ranks.shape[split + 1 :]
+        groups = ranks.reshape(*before, length // m, m, *after)
         members = jnp.moveaxis(groups, split + 1, 0)
         # A member's place is the number of members before it: larger, or equal and earlier.
         places = [
@@ -102,3 +108,119 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
         return best.reshape(ranks.shape)
 
     return Pattern(check, allowed)
+
+
+def block(rows: int, columns: int) -> Pattern:
+    """Keeps or prunes blocks of neighbouring inputs and outputs as one.
+
+    Narang et al. 2017, "Block-Sparse Recurrent Neural Networks", section 3.1; Elsen et al. 2020,
+    "Fast Sparse ConvNets", for blocks of a few outputs. The weights of a block are averaged, while
+    Narang et al. take the largest.
+
+    Blocks lie along the last two axes, inputs I and outputs O, of dense `[I, O]` and conv
+    `[KH, KW, I, O]` kernels. LiteRT stores the weights of FULLY_CONNECTED as `[O, I]`, so its
+    blocks read the other way round: its float kernel for 1x4 blocks (4 inputs of one output) wants
+    `block(4, 1)` here, its int8 kernel for 1x16 blocks `block(16, 1)`. XNNPACK's sparse 1x1
+    convolutions are faster where 2 or 4 outputs share their inputs: `block(1, 2)`, `block(1, 4)`.
+
+    Args:
+      rows: inputs of a block, at least 1.
+      columns: outputs of a block, at least 1.
+
+    Returns:
+      A `Pattern` whose units are blocks: budgets count them, exactly.
+
+    Raises:
+      ValueError: if `rows` or `columns` is under 1. The pattern's check raises ValueError for a
+        leaf with fewer than two axes, or whose last two axes the block does not divide.
+
+    Example:
+      >>> pattern = block(2, 1)
+      >>> pattern.pool(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+      Array([[2., 4.]], dtype=float32)
+      >>> pattern.spread(jnp.array([[False, True]]), (2, 2))
+      Array([[False,  True],
+             [False,  True]], dtype=bool)
+    """
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"a block needs at least one input and one output, found rows={rows}, columns={columns}"
+        )
+
+    def check(path: str, shape: tuple[int, ...]) -> None:
+        if len(shape) < 2:
+            raise ValueError(
+                f"blocks lie along the last two axes, but {path} has shape {shape}; select only "
+                "dense and conv kernels"
+            )
+        if shape[-2] % rows or shape[-1] % columns:
+            raise ValueError(
+                f"blocks of {rows} inputs and {columns} outputs do not divide {path} with shape "
+                f"{shape}, which has {shape[-2]} inputs and {shape[-1]} outputs; leave it out of "
+                "select or use smaller blocks"
+            )
+
+    def pool(values: jax.Array) -> jax.Array:
+        *outer, inputs, outputs = values.shape
+        split = values.reshape(*outer, inputs // rows, rows, outputs // columns, columns)
+        return jnp.mean(split, axis=(-3, -1), dtype=jnp.float32)
+
+    def spread(keep: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        *outer, down, across = keep.shape
+        blocks = keep.reshape(*outer, down, 1, across, 1)
+        whole = jnp.broadcast_to(blocks, (*outer, down, rows, across, columns))
+        return whole.reshape(shape)
+
+    return Pattern(check, pool=pool, spread=spread)
+
+
+def channels(axis: int = -1) -> Pattern:
+    """Keeps or prunes whole channels as one.
+
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets", section 3.1: with the score
+    `magnitude` the filters with the smallest sums of absolute weights go. Channels are ranked by
+    their mean, so that a `global_` budget can compare filters of different sizes.
+
+    It masks one kernel at a time: the bias and the batch norm after it, and the layers that read
+    the channel, stay as they are, and nothing becomes smaller. `compressjax.slimming.shrink` cuts
+    coupled channels out together.
+
+    Args:
+      axis: whose slices are the channels; -1 is the output axis of dense `[I, O]` and conv
+        `[KH, KW, I, O]` kernels, -2 the input axis.
+
+    Returns:
+      A `Pattern` whose units are channels: budgets count them, exactly.
+
+    Raises:
+      ValueError: by the pattern's check, for a leaf without that axis or without weights.
+
+    Example:
+      >>> pattern = channels()
+      >>> pattern.pool(jnp.array([[1.0, 2.0], [3.0, 6.0]]))
+      Array([2., 4.], dtype=float32)
+      >>> pattern.spread(jnp.array([False, True]), (2, 2))
+      Array([[False,  True],
+             [False,  True]], dtype=bool)
+    """
+
+    def check(path: str, shape: tuple[int, ...]) -> None:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"channels lie along axis {axis}, but {path} has shape {shape}; select only dense "
+                "and conv kernels, or pass another axis"
+            )
+        if not math.prod(shape):
+            raise ValueError(
+                f"channels need weights to be ranked by, but {path} has shape {shape}; leave it "
+                "out of select"
+            )
+
+    def pool(values: jax.Array) -> jax.Array:
+        others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
+        return jnp.mean(values, axis=others, dtype=jnp.float32)
+
+    def spread(keep: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.lax.broadcast_in_dim(keep, shape, (axis % len(shape),))
+
+    return Pattern(check, pool=pool, spread=spread)
