@@ -6,7 +6,16 @@ transformation, `choose` into masks at once. Whether pruned weights return is th
 `regrow`, `latent` and `rewind`. Nothing here changes a shape; `compressjax.slimming` does.
 """
 
-from compressjax.pruning.budgets import Budget, Share, erdos_renyi, erk, global_, num_kept, uniform
+from compressjax.pruning.budgets import (
+    Budget,
+    Share,
+    by_path,
+    erdos_renyi,
+    erk,
+    global_,
+    num_kept,
+    uniform,
+)
 from compressjax.pruning.choose import choose
 from compressjax.pruning.latent import Latent, straight_through, top_kast
 from compressjax.pruning.masks import PruneState, apply_masks, masks
@@ -38,6 +47,7 @@ __all__ = [
     "Share",
     "apply_masks",
     "block",
+    "by_path",
     "channels",
     "choose",
     "constant",

@@ -3,15 +3,20 @@
 A budget turns one traced sparsity into exact integers. It says nothing about which weights are
 kept (a score does) or in which shape (a pattern does). Leaves of one share compete with each
 other for its count, so a global budget is one share and a layer-wise budget is one share a leaf.
+LAMP, which is often called a budget, is a score for `global_`: it makes scores comparable between
+layers, and the counts of the layers follow.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from compressjax import tree
+from compressjax.pruning.schedules import check_sparsity
 
 _MILLION = 1_000_000
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,10 +28,12 @@ class Share(NamedTuple):
     Attributes:
       paths: the leaves.
       keep: int32 [], the number of units to keep.
+      whole: whether the leaves are exempt from pruning: everything is kept, whatever the pattern.
     """
 
     paths: tuple[str, ...]
     keep: jax.Array
+    whole: bool = False
 
 
 class Budget(Protocol):
@@ -46,7 +53,7 @@ class Budget(Protocol):
           units: number of units in every leaf; None where each weight is one.
 
         Returns:
-          Shares in which each leaf appears once.
+          Shares in which each leaf that has units appears once.
         """
 
 
@@ -163,17 +170,23 @@ def _share_out(total: jax.Array, sizes: np.ndarray, weights: np.ndarray) -> jax.
 
 
 def _proportional(weight: Callable[[tuple[int, ...]], int]) -> Budget:
+    """Makes the budget whose densities are proportional to `weight(shape)` a weight of the leaf."""
+
     def budget(
         sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
     ) -> tuple[Share, ...]:
-        size = _sizes(shapes, units)
-        order = sorted(filter(size.get, shapes), key=lambda path: weight(shapes[path]) / size[path])
-        if not order:
+        sizes = _sizes(shapes, units)
+        density = {
+            path: weight(shape) / math.prod(shape) for path, shape in shapes.items() if sizes[path]
+        }
+        if not density:
             return ()
+        order = sorted(density, key=density.__getitem__)
+        size = np.array([sizes[path] for path in order], np.int64)
         counts = _share_out(
-            num_kept(sparsity, sum(size.values())),
-            np.array([size[path] for path in order], np.int64),
-            np.array([weight(shapes[path]) for path in order], np.float64),
+            num_kept(sparsity, int(size.sum())),
+            size,
+            size * np.array([density[path] for path in order], np.float64),
         )
         return tuple(Share((path,), counts[i]) for i, path in enumerate(order))
 
@@ -215,3 +228,62 @@ def erk() -> Budget:
       {'conv': 100, 'dense': 194}
     """
     return _proportional(sum)
+
+
+def by_path(
+    rules: Mapping[str, Budget | float] | Iterable[tuple[str, Budget | float]],
+    default: Budget | float | None = None,
+) -> Budget:
+    """Gives each leaf the budget of the first rule that its path matches.
+
+    Each rule's leaves, and those that no rule matches, are pruned to the given sparsity among
+    themselves, so what a rule spares is not made up for by the others. Gale et al. 2019, "The State
+    of Sparsity in Deep Neural Networks", section "Pushing the Limits of Magnitude Pruning", leave
+    the first layer dense and prune the last one to at most 80 %, as in the example.
+
+    Args:
+      rules: globs in order, each with a budget for its leaves together, or a number: the highest
+        sparsity of each of its leaves, in [0, 1). 0.0 exempts them, from the pattern too.
+      default: the budget, or highest sparsity, of leaves that no rule matches; None is `uniform`.
+
+    Returns:
+      A budget. It raises ValueError if a glob matches none of the leaves.
+
+    Raises:
+      ValueError: if a number is outside [0, 1).
+
+    Example:
+      >>> budget = by_path({'stem/*': 0.0, 'head/*': 0.8}, global_())
+      >>> shapes = {'stem/kernel': (3, 3, 1, 8), 'a/kernel': (8, 8), 'b/kernel': (8, 16),
+      ...           'head/kernel': (16, 10)}
+      >>> for share in budget(0.9, shapes):
+      ...     print(share.paths, int(share.keep))
+      ('stem/kernel',) 72
+      ('head/kernel',) 32
+      ('a/kernel', 'b/kernel') 19
+    """
+    ordered = tuple(rules.items() if isinstance(rules, Mapping) else rules)
+    rest = uniform() if default is None else default
+    for name, value in (*ordered, ("default", rest)):
+        if isinstance(value, int | float):
+            check_sparsity(value, f"the highest sparsity of {name!r}")
+    choices: tuple[Budget | float, ...] = (*(value for _, value in ordered), rest)
+    numbered = [(glob, i) for i, (glob, _) in enumerate(ordered)]
+
+    def budget(
+        sparsity: jax.Array | float, shapes: Shapes, units: Mapping[str, int] | None = None, /
+    ) -> tuple[Share, ...]:
+        chosen = tree.assign(numbered, shapes, what="by_path", default=len(ordered))
+        shares: list[Share] = []
+        for i, choice in enumerate(choices):
+            mine = {path: shape for path, shape in shapes.items() if chosen[path] == i}
+            if not mine:
+                continue
+            if isinstance(choice, int | float):
+                part = uniform()(jnp.minimum(sparsity, choice), mine, units)
+                shares += [share._replace(whole=choice == 0) for share in part]
+            else:
+                shares += choice(sparsity, mine, units)
+        return tuple(shares)
+
+    return budget

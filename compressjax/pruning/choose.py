@@ -56,7 +56,8 @@ def choose_leaves(
       growth: what returns in place of the lowest of the weights kept; None: nothing.
 
     Returns:
-      Boolean masks by path.
+      Boolean masks by path. At sparsity 0, and in the shares that a budget leaves whole, everything
+      is kept, whatever the pattern.
 
     Example:
       >>> values = {'kernel': jnp.array([[3.0, 1.0], [2.0, 4.0]])}
@@ -64,9 +65,10 @@ def choose_leaves(
       Array([[ True, False],
              [False,  True]], dtype=bool)
     """
+    dense = jnp.asarray(sparsity) == 0
 
-    def allowed(ranks: jax.Array) -> jax.Array:
-        return jnp.where(pattern.allowed(ranks), ranks, jnp.uint32(0))
+    def allowed(ranks: jax.Array, share: budgets.Share) -> jax.Array:
+        return jnp.where(pattern.allowed(ranks) | dense | share.whole, ranks, jnp.uint32(0))
 
     # 0 is never kept; 1 was pruned before, and comes back only when nothing else is left.
     ranks = {path: jnp.maximum(ranks_of(pattern.pool(leaf)), 2) for path, leaf in values.items()}
@@ -75,7 +77,6 @@ def choose_leaves(
             path: jnp.where(pattern.pool(live[path]) > 0, rank, jnp.uint32(1))
             for path, rank in ranks.items()
         }
-    ranks = {path: allowed(rank) for path, rank in ranks.items()}
     shapes = {path: jnp.shape(leaf) for path, leaf in values.items()}
     units = {path: math.prod(rank.shape) for path, rank in ranks.items()}
     keep: dict[str, jax.Array] = {}
@@ -83,7 +84,8 @@ def choose_leaves(
         moved = jnp.int32(0)
         if growth is not None:
             moved = jnp.round(growth.fraction * share.keep).astype(jnp.int32)
-        kept = keep_largest([ranks[path] for path in share.paths], share.keep - moved)
+        fits = [allowed(ranks[path], share) for path in share.paths]
+        kept = keep_largest(fits, share.keep - moved)
         if growth is not None:
             # What stays comes first, so that the pattern and the count leave room for it.
             after = [
@@ -92,7 +94,8 @@ def choose_leaves(
                         stays,
                         _FIRST,
                         jnp.clip(ranks_of(pattern.pool(growth.values[path])), 1, _FIRST - 1),
-                    )
+                    ),
+                    share,
                 )
                 for path, stays in zip(share.paths, kept, strict=True)
             ]
