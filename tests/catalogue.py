@@ -27,6 +27,7 @@ from tests.support import (
     bits_oracles,
     equalize_oracles,
     grid_oracles,
+    mask_oracles,
     observer_oracles,
     sparse_training_oracles,
 )
@@ -198,6 +199,21 @@ def _masks_2_4(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
         return np.moveaxis(keep.reshape(moved), -1, -2)
 
     return {name: mask(kernel) for name, kernel in kernels.items()}
+
+
+def _masks_units(pattern: mask_oracles.Pattern) -> Callable[..., Any]:
+    def masks(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+        units = {name: pattern.units(kernel.shape).max() + 1 for name, kernel in kernels.items()}
+        shares = [((name,), _num_kept(sparsity, int(count))) for name, count in units.items()]
+        scores = {name: np.abs(kernel) for name, kernel in kernels.items()}
+        return mask_oracles.choose(scores, shares, pattern)
+
+    return masks
+
+
+def _masks_by_path(kernels: dict[str, np.ndarray], sparsity: float) -> Any:
+    counts = _keep_counts_uniform(sparsity)
+    return _masks_layerwise(kernels, {**counts, "conv": _num_kept(0.25, kernels["conv"].size)})
 
 
 def _pruning_row(
@@ -406,6 +422,51 @@ _PRUNING = [
         {1: 0.5},
         _masks_2_4,
         pattern=pruning.n_m(2, 4),
+    ),
+    _pruning_row(
+        "prune-block",
+        pruning.one_shot(0.7),
+        {1: 0.7},
+        _masks_units(mask_oracles.block(4, 1)),
+        pattern=pruning.block(4, 1),
+    ),
+    _pruning_row(
+        "prune-channels",
+        pruning.one_shot(0.5),
+        {1: 0.5},
+        _masks_units(mask_oracles.channels(-1)),
+        pattern=pruning.channels(),
+    ),
+    _pruning_row(
+        "prune-by-path",
+        pruning.one_shot(0.8),
+        {1: 0.8},
+        _masks_by_path,
+        budget=pruning.by_path({"conv/*": 0.25}),
+    ),
+    _pruning_row(
+        "prune-cosine",
+        pruning.cosine(0.9, begin=1, end=5, every=2),
+        {3: mask_oracles.cosine(0.9, 1 / 2), 5: 0.9},
+        _masks_uniform,
+    ),
+    _pruning_row(
+        "prune-exponential",
+        pruning.exponential(0.9, begin=0, end=6, every=2),
+        {2 * k: mask_oracles.exponential(0.9, k, 3) for k in (1, 2, 3)},
+        _masks_uniform,
+    ),
+    _pruning_row(
+        "prune-iterative",
+        pruning.iterative(0.875, rounds=3, every=2),
+        {2 * k + 2: sparsity for k, sparsity in enumerate(mask_oracles.rounds(0.875, 3))},
+        _masks_uniform,
+    ),
+    _pruning_row(
+        "prune-cyclic",
+        pruning.cyclic(0.8, begin=1, end=6, sparse=2, dense=2),
+        {1: 0.8, 3: 0.0, 5: 0.8},
+        _masks_uniform,
     ),
 ]
 
