@@ -10,10 +10,12 @@ from compressjax.graph import trace
 from compressjax.nnx import from_nnx
 from compressjax.pruning import apply_masks, masks, prune
 from compressjax.quant import quantize
+from compressjax.search import compress_until
 from compressjax.slimming import shrink
 
 __all__ = [
     "apply_masks",
+    "compress_until",
     "distill",
     "export",
     "fold_batch_norm",

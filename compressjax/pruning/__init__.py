@@ -34,6 +34,7 @@ from compressjax.pruning.schedules import (
     polynomial,
 )
 from compressjax.pruning.scores import Score, magnitude, random
+from compressjax.pruning.sensitivity import Sensitivity, sensitivity
 
 __all__ = [
     "Budget",
@@ -44,6 +45,7 @@ __all__ = [
     "RewindState",
     "Schedule",
     "Score",
+    "Sensitivity",
     "Share",
     "apply_masks",
     "block",
@@ -68,6 +70,7 @@ __all__ = [
     "random",
     "rewind",
     "rigl",
+    "sensitivity",
     "set_",
     "straight_through",
     "top_kast",
