@@ -1,4 +1,4 @@
-"""The rows of a run as pictures: what was given up, for what.
+"""The rows of a run, a scan and a search as pictures: what was given up, for what.
 
 Drawn without a display (matplotlib's object interface, no pyplot, so nothing global), in a light
 and a dark version for the page.
@@ -8,10 +8,13 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from compressjax.pruning import Sensitivity
 from compressjax.report.table import StageRow
+from compressjax.search import Round
 
 
 class Theme(NamedTuple):
@@ -25,8 +28,9 @@ class Theme(NamedTuple):
 
 
 LIGHT = Theme("#ffffff", "#24292f", "#d8dee4", "#0a62c9", "#9cc3f0")
-FALL = 4.0  # points under the best accuracy at which the left picture ends
 DARK = Theme("#12161c", "#e2e6eb", "#2c343e", "#6cb2ff", "#2f5c8f")
+FALL = 4.0  # points under the best accuracy at which the left picture ends
+_LEGEND_ROWS = 28  # leaves in a column of names
 
 
 def overview(rows: Sequence[StageRow], theme: Theme = LIGHT) -> bytes:
@@ -48,12 +52,108 @@ def overview(rows: Sequence[StageRow], theme: Theme = LIGHT) -> bytes:
     """
     if not rows:
         raise ValueError("there are no stages to draw; pass at least one row.")
-    figure = Figure(figsize=(11, 4.2), dpi=160, facecolor=theme.background, layout="constrained")
+    figure = _figure(11, 4.2, theme)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     for axes in (left, right):
         _style(axes, theme)
     _draw_accuracy(left, rows, theme)
     _draw_sizes(right, rows, theme)
+    return _png(figure)
+
+
+def sensitivity(scan: Sensitivity, theme: Theme = LIGHT) -> bytes:
+    """Draw accuracy against sparsity, a line for every leaf, coloured in the order of the scan.
+
+    Args:
+      scan: from `pruning.sensitivity`, of accuracies in [0, 1].
+      theme: colours.
+
+    Returns:
+      A PNG.
+
+    Raises:
+      ValueError: the scan has no leaves.
+
+    Example:
+      >>> import numpy as np
+      >>> scan = Sensitivity(np.array([0.5]), 0.99, {'Dense_0/kernel': np.array([0.9])})
+      >>> sensitivity(scan)[:4]
+      b'\\x89PNG'
+    """
+    if not scan.scores:
+        raise ValueError("there are no leaves to draw; scan at least one.")
+    columns = -(-len(scan.scores) // _LEGEND_ROWS)
+    figure = _figure(6.5 + 2.6 * columns, 4.6, theme)
+    axes = figure.subplots()
+    _style(axes, theme)
+    colours = matplotlib.colormaps["viridis"].resampled(len(scan.scores) + 1)
+    levels = [0.0, *(100 * scan.levels)]
+    for i, (path, scores) in enumerate(scan.scores.items()):
+        heights = [100 * scan.dense, *(100 * scores)]
+        axes.plot(levels, heights, color=colours(i), linewidth=1.4, marker="o", ms=3, label=path)
+    axes.axhline(100 * scan.dense, color=theme.text, linewidth=0.8, linestyle=":")
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_title("One leaf pruned, the others whole", loc="left", color=theme.text, fontsize=11)
+    axes.set_xlabel("zeros in this leaf, %", fontsize=9)
+    axes.set_ylabel("accuracy, %", fontsize=9)
+    figure.legend(
+        frameon=False, labelcolor=theme.text, fontsize=7, loc="outside right upper", ncols=columns
+    )
+    return _png(figure)
+
+
+def search(history: Sequence[Round], floor: float, theme: Theme = LIGHT) -> bytes:
+    """Draw the rounds of a search against its floor; a round that missed it is a triangle.
+
+    Args:
+      history: of a `Search` whose scores are accuracies in [0, 1].
+      floor: the lowest accuracy that is good enough.
+      theme: colours.
+
+    Returns:
+      A PNG.
+
+    Raises:
+      ValueError: there are no rounds.
+
+    Example:
+      >>> search([Round(0.0, 0.99), Round(0.5, 0.97)], 0.98)[:4]
+      b'\\x89PNG'
+    """
+    if not history:
+        raise ValueError("there are no rounds to draw; pass at least the start.")
+    figure = _figure(6.5, 4.2, theme)
+    axes = figure.subplots()
+    _style(axes, theme)
+    levels = [100 * level for level, _ in history]
+    scores = [100 * score for _, score in history]
+    axes.plot(levels, scores, color=theme.faint, linewidth=1.5, zorder=1)
+    for level, score in zip(levels, scores, strict=True):
+        marker = "o" if score >= 100 * floor else "v"
+        axes.scatter(level, score, color=theme.accent, s=48, marker=marker, zorder=2)
+    axes.axhline(100 * floor, color=theme.text, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"floor {100 * floor:.2f} %",
+        (0, 100 * floor),
+        xytext=(0, 4),
+        textcoords="offset points",
+        fontsize=8,
+        color=theme.text,
+    )
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_title("Accuracy after each round", loc="left", color=theme.text, fontsize=11)
+    axes.set_xlabel("level, %", fontsize=9)
+    axes.set_ylabel("accuracy, %", fontsize=9)
+    return _png(figure)
+
+
+def _figure(width: float, height: float, theme: Theme) -> Figure:
+    """An empty picture; sizes in inches."""
+    size = (width, height)
+    return Figure(figsize=size, dpi=160, facecolor=theme.background, layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

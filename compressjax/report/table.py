@@ -16,6 +16,9 @@ from typing import Any
 import rich.box
 import rich.table
 
+from compressjax.pruning import Sensitivity
+from compressjax.search import Round
+
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -264,6 +267,58 @@ def verify_cells(row: VerifyRow) -> tuple[str, ...]:
         f"{100 * row.top1_agreement:.2f} %",
         row.first_difference or "none",
     )
+
+
+def sensitivity(scan: Sensitivity) -> rich.table.Table:
+    """Lay a scan of single leaves out for the terminal, the model's own accuracy on top.
+
+    Args:
+      scan: from `pruning.sensitivity`, of accuracies in [0, 1].
+
+    Returns:
+      A table for `rich.print`; a column each sparsity, a row each leaf, accuracies in percent.
+
+    Example:
+      >>> import numpy as np
+      >>> scan = Sensitivity(np.array([0.5]), 0.99, {'Dense_0/kernel': np.array([0.9])})
+      >>> sensitivity(scan).row_count
+      2
+    """
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, header_style="bold")
+    table.add_column("accuracy, % at sparsity")
+    for level in scan.levels:
+        table.add_column(f"{100 * level:g} %", justify="right", no_wrap=True)
+    table.add_row("whole", f"{100 * scan.dense:.2f}", *[""] * (len(scan.levels) - 1))
+    for path, scores in scan.scores.items():
+        table.add_row(path, *(f"{100 * score:.2f}" for score in scores))
+    return table
+
+
+def search(history: Sequence[Round], floor: float) -> rich.table.Table:
+    """Lay the rounds of a search out for the terminal.
+
+    Args:
+      history: of a `Search` whose scores are accuracies in [0, 1].
+      floor: the lowest accuracy that is good enough.
+
+    Returns:
+      A table for `rich.print`; a row each round, first the model that the search started from.
+
+    Example:
+      >>> search([Round(0.0, 0.99), Round(0.5, 0.97)], 0.98).row_count
+      2
+    """
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, header_style="bold")
+    for name in ("round", "level", "accuracy", f"floor {100 * floor:.2f} %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, (level, score) in enumerate(history):
+        table.add_row(
+            str(number) if number else "start",
+            f"{100 * level:g} %",
+            f"{100 * score:.2f} %",
+            "met" if score >= floor else "missed",
+        )
+    return table
 
 
 def _processor() -> str:

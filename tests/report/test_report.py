@@ -10,8 +10,9 @@ import pytest
 import rich.console
 from PIL import Image
 
-from compressjax import report
+from compressjax import pruning, report
 from compressjax.report import page, plots, table
+from compressjax.search import Round
 
 ROWS = [
     report.StageRow("train", 12_345, 12_345, 1_000_000, 60_000, 55_000, 0.9925, 0.1234),
@@ -24,6 +25,14 @@ VERIFIED = [
     report.VerifyRow("other.tflite", "litert", 360, 1_234_567, 3, 2, 0.9972, "conv_1"),
 ]
 ORIGIN = report.provenance("python -m experiments.run --x='<y>'", "digits, 1437 + 360", 3)
+
+
+SCAN = pruning.Sensitivity(
+    np.array([0.5, 0.925]),
+    0.9925,
+    {f"Conv_{i}/kernel": np.array([0.99 - i / 100, 0.5 - i / 100]) for i in range(40)},
+)
+HISTORY = [Round(0.0, 0.9925), Round(0.5, 0.985), Round(0.875, 0.97)]
 
 
 def shown(renderable, width=200):
@@ -66,6 +75,37 @@ def test_picture_is_drawn_in_its_theme_and_reproducible(theme):
 
 def test_picture_of_one_stage():
     assert plots.overview(ROWS[:1]).startswith(b"\x89PNG")
+
+
+def test_terminal_table_of_a_scan():
+    text = shown(table.sensitivity(SCAN))
+    assert re.search(r"sparsity +50 % +92\.5 %", text)
+    assert re.search(r"whole +99\.25 *$", text, re.MULTILINE)
+    assert re.search(r"Conv_39/kernel +60\.00 +11\.00", text)
+
+
+def test_terminal_table_of_a_search_says_where_the_floor_was_missed():
+    text = shown(table.search(HISTORY, 0.98))
+    assert re.search(r"level +accuracy +floor 98\.00 %", text)
+    assert re.search(r"start +0 % +99\.25 % +met", text)
+    assert re.search(r"2 +87\.5 % +97\.00 % +missed", text)
+
+
+@pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda theme: plots.sensitivity(SCAN, theme),
+        lambda theme: plots.search(HISTORY, 0.98, theme),
+    ],
+)
+def test_pictures_of_a_scan_and_a_search_are_drawn_in_their_theme(draw, theme):
+    png = draw(theme)
+    assert png == draw(theme)
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    background = np.array([int(theme.background[i : i + 2], 16) for i in (1, 3, 5)])
+    assert (image[0, 0] == background).all()
+    assert 0.01 < (np.abs(image.astype(int) - background).max(axis=-1) > 30).mean() < 0.3
 
 
 class Reader(html.parser.HTMLParser):
@@ -120,5 +160,9 @@ def test_page_headline():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="no stages to draw"):
         plots.overview([])
+    with pytest.raises(ValueError, match="no leaves to draw"):
+        plots.sensitivity(SCAN._replace(scores={}))
+    with pytest.raises(ValueError, match="no rounds to draw"):
+        plots.search([], 0.5)
     with pytest.raises(ValueError, match="no stages to show"):
         page.render("Digits", [], [], ORIGIN)
