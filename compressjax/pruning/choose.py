@@ -81,10 +81,13 @@ def choose_leaves(
     units = {path: math.prod(rank.shape) for path, rank in ranks.items()}
     keep: dict[str, jax.Array] = {}
     for share in budget(sparsity, shapes, units):
+        paths = [path for path in share.paths if units[path]]
+        if not paths:
+            continue
         moved = jnp.int32(0)
         if growth is not None:
             moved = jnp.round(growth.fraction * share.keep).astype(jnp.int32)
-        fits = [allowed(ranks[path], share) for path in share.paths]
+        fits = [allowed(ranks[path], share) for path in paths]
         kept = keep_largest(fits, share.keep - moved)
         if growth is not None:
             # What stays comes first, so that the pattern and the count leave room for it.
@@ -97,10 +100,10 @@ def choose_leaves(
                     ),
                     share,
                 )
-                for path, stays in zip(share.paths, kept, strict=True)
+                for path, stays in zip(paths, kept, strict=True)
             ]
             kept = keep_largest(after, share.keep)
-        for path, mask in zip(share.paths, kept, strict=True):
+        for path, mask in zip(paths, kept, strict=True):
             keep[path] = pattern.spread(mask, shapes[path])
     return {path: keep.get(path, jnp.zeros(shape, bool)) for path, shape in shapes.items()}
 
