@@ -1,15 +1,27 @@
 """The array maths under every budget: keep exactly the `count` largest of some arrays.
 
-Nothing is sorted or gathered. A threshold is found by bisecting the 32 bits of a rank, one counting
-pass over the data a bit, and ties at the threshold by bisecting the position. Every pass is a
-reduction to one integer, so arrays keep their sharding and a mesh exchanges only counts.
+Nothing is sorted or gathered. A threshold is found by its digits, 2 bits of a rank with one
+counting pass over the data, and ties at the threshold by their place in the same way. Every pass
+reduces to three integers, so arrays keep their sharding and a mesh exchanges only counts.
+
+A pass reads the data once and writes nothing. That takes some care with XLA on CPU:
+
+* What does not change in a loop is computed before it and kept, which for ranks is a copy of all
+  data. So every pass makes its data depend on where the search stands.
+* A sum of one array is split into windows, and their input is written to memory first. A reduction
+  of several arrays at once is not. On a mesh such a reduction gathers the parts, while sums stay
+  sums; so there they are summed one by one.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+PyTree = Any
+_Search = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def ranks_of(scores: jax.Array) -> jax.Array:
@@ -34,50 +46,83 @@ def ranks_of(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.uint32(2**32 - 1), ranks)
 
 
-def _positions(shape: tuple[int, ...], start: jax.Array) -> jax.Array:
-    """Row-major position of every element, plus `start`, of any sharding.
+def _counts(masks: Sequence[jax.Array]) -> list[jax.Array]:
+    """Counts what is True in each of several arrays of one shape, in one pass."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        return [jnp.sum(mask, dtype=jnp.int32) for mask in masks]
+    counts = jax.lax.reduce(
+        [mask.astype(jnp.int32) for mask in masks],
+        [jnp.int32(0)] * len(masks),
+        lambda ours, theirs: [a + b for a, b in zip(ours, theirs, strict=True)],
+        tuple(range(masks[0].ndim)),
+    )
+    return list(counts)
 
-    The sum begins with `start`, so that in a loop which changes it no array is kept between rounds.
+
+def _places_from_end(shape: tuple[int, ...], last: jax.Array) -> jax.Array:
+    """Row-major place of every element counted from the end, of any sharding: `last` for the first.
+
+    The sum begins with `last`, so that in a loop which changes it no array is kept between rounds.
     """
-    total = jnp.broadcast_to(start, shape)
+    places = jnp.broadcast_to(last, shape)
     for axis, length in enumerate(shape):
         steps = jnp.arange(length, dtype=jnp.uint32) * jnp.uint32(math.prod(shape[axis + 1 :]))
-        total = total + jax.lax.broadcast_in_dim(steps, shape, (axis,))
-    return total
+        places = places - jax.lax.broadcast_in_dim(steps, shape, (axis,))
+    return places
 
 
-def _last_reaching(
-    count_at: Callable[[jax.Array], jax.Array], goal: jax.Array, low: jax.Array, high: jax.Array
-) -> jax.Array:
-    """Bisects for the largest value in [low, high] with `count_at(value) >= goal`.
+def _largest_fitting(
+    below: Callable[[PyTree, list[jax.Array]], list[list[jax.Array]]],
+    data: PyTree,
+    limit: jax.Array,
+    bits: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Finds the largest value with at most `limit` elements below it, 2 bits a pass.
 
     Args:
-      count_at: a falling function, `uint32 [] -> int32 []`, with `count_at(low) >= goal`.
-      goal: int32 [].
-      low: uint32 [].
-      high: uint32 [], at least `low`.
+      below: `below(data, values)` counts, for every leaf, the elements below each of three values.
+      data: what `below` reads.
+      limit: int32 [], at least 0.
+      bits: how many the value has.
 
     Returns:
-      uint32 []; or, where a value counts exactly `goal`, any such value.
+      The value, uint32 [], and how many elements are below it, int32 []; where a value has exactly
+      `limit` elements below it, any such value.
     """
 
-    def step(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = high - (high - low) // 2
-        count = count_at(middle)
-        low = jnp.where(count >= goal, middle, low)
-        high = jnp.where(count > goal, high, jnp.where(count == goal, middle, middle - 1))
-        return low, high
+    def step(carry: _Search) -> _Search:
+        value, count, shift = carry
+        # Without the barrier all that `below` makes of the data would be computed before the loop.
+        here, value = jax.lax.optimization_barrier((data, value))
+        shift = shift - 2
+        higher = [value + (jnp.uint32(digit) << shift) for digit in (1, 2, 3)]
+        counts = [sum(parts, jnp.int32(0)) for parts in zip(*below(here, higher), strict=True)]
+        for candidate, found in zip(higher, counts, strict=True):
+            value = jnp.where(found <= limit, candidate, value)
+            count = jnp.where(found <= limit, found, count)
+        return value, count, shift
 
-    return jax.lax.while_loop(lambda bounds: bounds[0] < bounds[1], step, (low, high))[0]
+    value, count, _ = jax.lax.while_loop(
+        lambda carry: (carry[1] < limit) & (carry[2] > 0),
+        step,
+        (jnp.uint32(0), jnp.int32(0), jnp.uint32(bits + bits % 2)),
+    )
+    return value, count
 
 
-def keep_largest(ranks: Sequence[jax.Array], count: jax.Array) -> list[jax.Array]:
+def keep_largest(
+    ranks: PyTree,
+    count: jax.Array | int,
+    make: Callable[[PyTree], Sequence[jax.Array]] = list,
+) -> list[jax.Array]:
     """Marks exactly the `count` largest ranks of several arrays taken together.
 
     Args:
-      ranks: uint32 arrays of any shapes, under 2**31 elements in all; rank 0 is never kept.
+      ranks: uint32 arrays of any shapes, under 2**31 elements in all; rank 0 is never kept. With
+        `make`, any tree of arrays.
       count: int32 [], how many to keep.
+      make: `make(ranks)` returns the arrays of ranks. It is called again in every pass over the
+        data, so ranks that are cheap to compute need no memory: pass what they are made of.
 
     Returns:
       Boolean arrays of the same shapes with `min(count, number of ranks above 0)` True in all. Of
@@ -86,37 +131,40 @@ def keep_largest(ranks: Sequence[jax.Array], count: jax.Array) -> list[jax.Array
     Example:
       >>> keep_largest([jnp.array([5, 1, 5, 5], jnp.uint32)], 2)
       [Array([ True, False,  True, False], dtype=bool)]
+      >>> keep_largest([jnp.array([-3.0, 2.0])], 1, lambda leaves: [ranks_of(abs(leaves[0]))])
+      [Array([ True, False], dtype=bool)]
     """
-
-    def total(masks: Sequence[jax.Array]) -> jax.Array:
-        return sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), jnp.int32(0))
-
-    count = jnp.minimum(jnp.asarray(count, jnp.int32), total([rank > 0 for rank in ranks]))
-    threshold = _last_reaching(
-        lambda value: total([rank >= value for rank in ranks]),
-        count,
-        jnp.uint32(1),
-        jnp.uint32(2**32 - 1),
+    shapes = [rank.shape for rank in jax.eval_shape(make, ranks)]
+    if not shapes:
+        return []
+    elements = sum(math.prod(shape) for shape in shapes)
+    # Seen from below: all but `count` are dropped, and the last of the ties are the first to go.
+    dropped = elements - jnp.clip(jnp.asarray(count, jnp.int32), 0, elements)
+    threshold, under = _largest_fitting(
+        lambda data, values: [_counts([rank < x for x in values]) for rank in make(data)],
+        ranks,
+        dropped,
+        32,
     )
-    # Of the ties, those at positions under `stop` stay. Counting them from the far end makes the
-    # count fall, as the bisection wants: stop = elements - back.
-    above = [rank > threshold for rank in ranks]
-    ties = [rank == threshold for rank in ranks]
-    wanted = count - total(above)
-    elements = sum(rank.size for rank in ranks)
-    offsets = [sum(rank.size for rank in ranks[:i]) for i in range(len(ranks))]
+    # Ties at rank 0 need no breaking.
+    dropped_ties = jnp.where(threshold == 0, 0, dropped - under)
+    ends = [
+        jnp.uint32(elements - 1 - sum(math.prod(shape) for shape in shapes[:i]))
+        for i in range(len(shapes))
+    ]
 
-    def first_ties(back: jax.Array) -> list[jax.Array]:
-        return [
-            tie & (_positions(tie.shape, back + jnp.uint32(offset)) < jnp.uint32(elements))
-            for tie, offset in zip(ties, offsets, strict=True)
-        ]
+    def ties_below(
+        data: tuple[PyTree, list[jax.Array]], values: list[jax.Array]
+    ) -> list[list[jax.Array]]:
+        found = []
+        for rank, end in zip(make(data[0]), data[1], strict=True):
+            places = _places_from_end(rank.shape, end)
+            found.append(_counts([(rank == threshold) & (places < x) for x in values]))
+        return found
 
-    no_ties_to_break = total(ties) == wanted
-    back = _last_reaching(
-        lambda back: total(first_ties(back)),
-        wanted,
-        jnp.uint32(0),
-        jnp.where(no_ties_to_break, jnp.uint32(0), jnp.uint32(elements)),
-    )
-    return [keep | tie for keep, tie in zip(above, first_ties(back), strict=True)]
+    cut, _ = _largest_fitting(ties_below, (ranks, ends), dropped_ties, elements.bit_length())
+    return [
+        (rank > 0)
+        & ((rank > threshold) | ((rank == threshold) & (_places_from_end(rank.shape, end) >= cut)))
+        for rank, end in zip(make(ranks), ends, strict=True)
+    ]
