@@ -40,7 +40,9 @@ def _ramp(
         )
 
     def sparsity(step: jax.Array) -> jax.Array:
-        return curve(jnp.clip((step - begin) / (end - begin), 0.0, 1.0).astype(jnp.float32))
+        progress = jnp.clip((step - begin) / (end - begin), 0.0, 1.0).astype(jnp.float32)
+        # Compiled, the quotient may fall just short of 1.
+        return jnp.where(step >= end, jnp.float32(final), curve(progress))
 
     def due(step: jax.Array) -> jax.Array:
         on_grid = (step > begin) & (step < end) & ((step - begin) % every == 0)
