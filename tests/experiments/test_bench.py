@@ -54,9 +54,13 @@ def test_interleaved_refuses_too_little(names: str, rounds: int, warmup: int) ->
 def test_pruned_step_amortises_mask_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruned_step, "training_step", lambda tx, batch: lambda: None)
     result = pruned_step.measure(batch=1, rounds=2, every=10, sparsity=0.5, clock=timing.Clock.WALL)
-    assert list(result["timings"]) == ["dense", "dense again", "pruned", "pruned, new masks"]
-    between, renewing = (result["timings"][n].ratio for n in ("pruned", "pruned, new masks"))
-    assert math.isclose(result["amortised_ratio"], 0.9 * between + 0.1 * renewing)
+    methods = ["pruned", "RigL", "straight-through"]
+    programs = [name for method in methods for name in (method, f"{method}, new masks")]
+    assert list(result["timings"]) == ["dense", "dense again", *programs]
+    for method in methods:
+        between, renewing = (result["timings"][name].ratio for name in programs[:2])
+        programs = programs[2:]
+        assert math.isclose(result["amortised"][method], 0.9 * between + 0.1 * renewing)
 
 
 def test_the_measured_step_trains() -> None:
