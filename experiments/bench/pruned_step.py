@@ -2,8 +2,8 @@
 
     python -m experiments.bench.pruned_step
 
-takes about three minutes on 2 CPU cores with the default 40 rounds. The goal is a ratio of at most 1.02,
-also amortised: one step that computes masks anew in every `--every` steps.
+takes about three minutes on 2 CPU cores with the default 40 rounds. The goal is a ratio of at most
+1.02, also amortised: one step that computes masks anew in every `--every` steps.
 """
 
 from collections.abc import Callable, Sequence
