@@ -149,7 +149,7 @@ def keep_largest(
     # Ties at rank 0 need no breaking.
     dropped_ties = jnp.where(threshold == 0, 0, dropped - under)
     ends = [
-        jnp.uint32(elements - 1 - sum(math.prod(shape) for shape in shapes[:i]))
+        jnp.uint32(max(0, elements - 1 - sum(math.prod(shape) for shape in shapes[:i])))
         for i in range(len(shapes))
     ]
 

@@ -49,6 +49,38 @@ def test_exact_count_on_a_large_array_with_few_values() -> None:
         np.testing.assert_array_equal(mask, _oracle([values], count)[0])
 
 
+def test_ranks_made_in_every_pass_are_not_kept() -> None:
+    rng = np.random.default_rng(0)
+    # Rounded, so that there are ties to break.
+    shapes = [(3, 3, 16, 512), (1024, 128), (70_000,), (), (0, 4)]
+    leaves = [np.float32(rng.normal(size=shape).round(2)) for shape in shapes]
+    alive = [rng.random(shape) < 0.9 for shape in shapes]
+
+    def select(data: tuple[list[jax.Array], list[jax.Array]], count: jax.Array) -> list[jax.Array]:
+        def make(data: tuple[list[jax.Array], list[jax.Array]]) -> list[jax.Array]:
+            pairs = zip(*data, strict=True)
+            return [jnp.where(a, ranks_of(jnp.abs(x)), jnp.uint32(0)) for x, a in pairs]
+
+        return keep_largest(data, count, make)
+
+    data = jax.tree.map(jnp.asarray, (leaves, alive))
+    program = jax.jit(select).lower(data, jnp.int32(0)).compile()
+    ranks = [
+        np.where(a, np.abs(x).view(np.uint32).astype(np.int64) + 1, 0)
+        for x, a in zip(leaves, alive, strict=True)
+    ]
+    for count in (0, 50_001, 10**6):
+        for mask, expected in zip(program(data, count), _oracle(ranks, count), strict=True):
+            np.testing.assert_array_equal(mask, expected)
+    if jax.default_backend() == "cpu":
+        weights = sum(4 * leaf.size for leaf in leaves)
+        assert program.memory_analysis().temp_size_in_bytes < 0.05 * weights
+
+
+def test_keeps_nothing_of_nothing() -> None:
+    assert keep_largest([], 3) == []
+
+
 _floats = st.floats(width=32, allow_nan=False)
 
 
