@@ -9,8 +9,8 @@ A pass reads the data once and writes nothing. That takes some care with XLA on 
 * What does not change in a loop is computed before it and kept, which for ranks is a copy of all
   data. So every pass makes its data depend on where the search stands.
 * A sum of one array is split into windows, and their input is written to memory first. A reduction
-  of several arrays at once is not. On a mesh such a reduction gathers the parts, while sums stay
-  sums; so there they are summed one by one.
+  of several arrays at once is not. On a mesh such a reduction gathers the devices' counts
+  instead of adding them on the way; so under `jax.set_mesh` each array is summed on its own.
 """
 
 import math

@@ -14,6 +14,7 @@ from compressjax import models, pruning
 from experiments import networks
 from experiments.bench import (
     conversion,
+    global_selection,
     parity,
     post_training,
     pruned_step,
@@ -68,6 +69,14 @@ def test_the_measured_step_trains() -> None:
     program = pruned_step.training_step(tx, batch=4)
     losses = [float(program()) for _ in range(6)]
     assert losses[-1] < losses[0]
+
+
+def test_selection_is_timed_and_its_memory_counted() -> None:
+    result = global_selection.measure(weights=200_000, kept=0.3, rounds=2, clock=timing.Clock.WALL)
+    assert list(result["timings"]) == ["NumPy's partition", "keep_largest"]
+    assert result["surplus"] == 0
+    assert result["planned_over_weights"] >= 1.25
+    assert result["peak_over_weights"] is None or result["peak_over_weights"] > 1
 
 
 @pytest.fixture(scope="module")
