@@ -104,7 +104,9 @@ def choose_leaves(
             ]
             kept = keep_largest(after, share.keep)
         for path, mask in zip(paths, kept, strict=True):
-            keep[path] = pattern.spread(mask, shapes[path])
+            # On a mesh the leaf gives its sharding to what is spread over it.
+            whole = jnp.ones_like(values[path], dtype=bool)
+            keep[path] = whole & pattern.spread(mask, shapes[path])
     return {path: keep.get(path, jnp.zeros(shape, bool)) for path, shape in shapes.items()}
 
 

@@ -17,6 +17,20 @@ def _any(ranks: jax.Array) -> jax.Array:
     return jnp.ones(ranks.shape, bool)
 
 
+def _split(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """Makes two axes of one: groups of `size` neighbours, and their members."""
+    before, length, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
+    return array.reshape(*before, length // size, size, *after)
+
+
+def _repeat(array: jax.Array, axis: int, times: int) -> jax.Array:
+    """Repeats each element along an axis; unlike `jnp.repeat` it needs to be told no sharding."""
+    shape = array.shape
+    kept = tuple(i for i in range(array.ndim + 1) if i != axis + 1)
+    each = jax.lax.broadcast_in_dim(array, (*shape[: axis + 1], times, *shape[axis + 1 :]), kept)
+    return each.reshape(*shape[:axis], shape[axis] * times, *shape[axis + 1 :])
+
+
 class Pattern(NamedTuple):
     """The shape of a mask.
 
@@ -92,8 +106,7 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
 
     def allowed(ranks: jax.Array) -> jax.Array:
         split = axis % ranks.ndim
-        before, length, after = ranks.shape[:split], ranks.shape[split], ranks.shape[split + 1 :]
-        groups = ranks.reshape(*before, length // m, m, *after)
+        groups = _split(ranks, split, m)
         members = jnp.moveaxis(groups, split + 1, 0)
         # A member's place is the number of members before it: larger, or equal and earlier.
         places = [
@@ -161,15 +174,13 @@ def block(rows: int, columns: int) -> Pattern:
             )
 
     def pool(values: jax.Array) -> jax.Array:
-        *outer, inputs, outputs = values.shape
-        split = values.reshape(*outer, inputs // rows, rows, outputs // columns, columns)
-        return jnp.mean(split, axis=(-3, -1), dtype=jnp.float32)
+        # One axis at a time, so that sharded leaves keep their sharding.
+        across = jnp.sum(_split(values, values.ndim - 1, columns), axis=-1, dtype=jnp.float32)
+        both = jnp.sum(_split(across, values.ndim - 2, rows), axis=-2)
+        return both / (rows * columns)
 
     def spread(keep: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        *outer, down, across = keep.shape
-        blocks = keep.reshape(*outer, down, 1, across, 1)
-        whole = jnp.broadcast_to(blocks, (*outer, down, rows, across, columns))
-        return whole.reshape(shape)
+        return _repeat(_repeat(keep, keep.ndim - 2, rows), keep.ndim - 1, columns)
 
     return Pattern(check, pool=pool, spread=spread)
 
