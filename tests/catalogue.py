@@ -29,6 +29,7 @@ from tests.support import (
     grid_oracles,
     mask_oracles,
     observer_oracles,
+    score_oracles,
     sparse_training_oracles,
 )
 
@@ -467,6 +468,136 @@ _PRUNING = [
         pruning.cyclic(0.8, begin=1, end=6, sparse=2, dense=2),
         {1: 0.8, 3: 0.0, 5: 0.8},
         _masks_uniform,
+    ),
+]
+
+
+# Scores of weights. Two kernels, one with equal weights; weights and gradients change every step.
+
+_SCORED = {"first": (4, 6), "second": (6, 5)}
+_SURGEON = {"block_size": 5, "damping": 1e-2}
+
+
+def _score_inputs(i: int) -> Inputs:
+    """The parameters and the gradients of step i."""
+    rng = np.random.default_rng(200 + i)
+    params, gradients = {}, {}
+    for name, shape in _SCORED.items():
+        kernel = rng.normal(size=shape).astype(np.float32)
+        params[name] = np.round(kernel, 1) if name == "second" else kernel
+        gradients[name] = rng.normal(size=shape).astype(np.float32)
+    return params, gradients
+
+
+def _score_row(
+    name: str,
+    score: pruning.Score,
+    oracle: Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray],
+    *,
+    loss: Callable[[Any, Any], jax.Array] | None = None,
+    rtol: float = 1e-5,
+) -> Row:
+    """Makes the row of a score.
+
+    Args:
+      name: the row's name.
+      score: the score under test.
+      oracle: `oracle([(weights, gradients) of each step]) -> values` of one leaf.
+      loss: `loss(params, gradients) -> []`, where the score differentiates it again.
+      rtol: relative tolerance.
+
+    Returns:
+      The row; its output is the values after three steps.
+    """
+
+    def step(state: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
+        extra = {"obj_fn": lambda params: loss(params, gradients)} if loss is not None else {}
+        state = score.update(gradients, state, params, **extra)
+        return score.values(state, params), state
+
+    def expected(history: Sequence[Inputs]) -> Any:
+        return {
+            layer: oracle([(params[layer], gradients[layer]) for params, gradients in history])
+            for layer in _SCORED
+        }
+
+    return Row(
+        name=name,
+        init=lambda params, gradients: score.init(params),
+        step=step,
+        inputs=_score_inputs,
+        oracle=expected,
+        steps=3,
+        rtol=rtol,
+        atol=1e-5,
+    )
+
+
+def _norm_quartic(params: Any, gradients: Any) -> jax.Array:
+    return sum(jnp.sum(w**2) ** 2 / 4 for w in params.values())
+
+
+def _quartic(params: Any, gradients: Any) -> jax.Array:
+    """Each weight by itself, with `w^2 (2 + g)` for its second derivative."""
+    return sum(jnp.sum(w**4 * (2 + gradients[name])) / 12 for name, w in params.items())
+
+
+def _quartic_damage(history: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    sampled = [w.astype(np.float64) ** 2 * (2 + g) for w, g in history[::2]]
+    return score_oracles.brain_damage(history[-1][0], sampled)
+
+
+_SCORES = [
+    _score_row("score-magnitude", pruning.magnitude(), lambda history: np.abs(history[-1][0])),
+    _score_row(
+        "score-squared-magnitude", pruning.squared_magnitude(), lambda history: history[-1][0] ** 2
+    ),
+    _score_row("score-lamp", pruning.lamp(), lambda history: score_oracles.lamp(history[-1][0])),
+    _score_row(
+        "score-saliency",
+        pruning.saliency(decay=0.5),
+        lambda history: score_oracles.saliency(history, 0.5),
+    ),
+    _score_row(
+        "score-movement",
+        pruning.movement(decay=0.75),
+        lambda history: score_oracles.movement(history, 0.75),
+    ),
+    _score_row("score-snip", pruning.snip(), score_oracles.snip),
+    _score_row(
+        "score-diagonal-fisher",
+        pruning.diagonal_fisher(decay=0.5),
+        lambda history: score_oracles.diagonal_fisher(history, 0.5),
+    ),
+    _score_row(
+        "score-grasp",
+        pruning.grasp(batches=2),
+        lambda history: sum(
+            score_oracles.grasp(w, g, score_oracles.norm_quartic(w)) for w, g in history[:2]
+        ),
+        loss=_norm_quartic,
+    ),
+    _score_row(
+        "score-optimal-brain-damage",
+        pruning.optimal_brain_damage(every=2),
+        _quartic_damage,
+        loss=_quartic,
+    ),
+    _score_row(
+        "score-optimal-brain-surgeon",
+        pruning.optimal_brain_surgeon(**_SURGEON),
+        lambda history: score_oracles.brain_surgeon(history, **_SURGEON),
+        rtol=1e-4,
+    ),
+    stateless(
+        "score-synflow",
+        lambda params, gradients: pruning.synflow(
+            lambda w, x: x @ w["first"] @ w["second"], jax.ShapeDtypeStruct((1, 4), jnp.float32)
+        ).values((), params),
+        _score_inputs,
+        lambda params, gradients: dict(
+            zip(params, score_oracles.synflow_chain(*params.values()), strict=True)
+        ),
     ),
 ]
 
@@ -1052,6 +1183,7 @@ _CORRECTIONS = [
 ROWS: tuple[Row, ...] = (
     *_PRUNING,
     *_SPARSE_TRAINING,
+    *_SCORES,
     *_DISTILLATION,
     *_QUANTIZATION,
     *_BITS,

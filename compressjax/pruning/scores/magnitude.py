@@ -29,9 +29,9 @@ def _square(weights: jax.Array) -> jax.Array:
 def squared_magnitude() -> Score:
     """Scores a weight by its square.
 
-    The order within a leaf is that of `magnitude`; the two differ where a pattern averages the
-    scores of the weights in a unit: this one then compares units by their squared Euclidean norms, as
-    Hagiwara 1994, "A simple and effective method for removal of hidden units and weights", does.
+    The order of single weights is that of `magnitude`. The two differ where a pattern averages the
+    scores of the weights in a unit: this one compares units by their mean square, so by their
+    Euclidean norm where they have one size. Weights under about 1e-22 have a square of 0.
 
     Returns:
       A `Score` without state, of float32 values.
@@ -63,8 +63,8 @@ def lamp() -> Score:
     """Scores a weight by its share among the weights of its leaf that are not smaller.
 
     Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning" (LAMP), equation 1:
-    `w[u]^2 / sum(w[v]^2 for v >= u)` with the leaf sorted by magnitude. It is the least relative
-    distortion of a leaf's output that pruning down to a weight can cause, so scores of different
+    `w[u]^2 / sum(w[v]^2 for v >= u)` with the leaf sorted by magnitude. It is the part
+    of what is left of a leaf's squared norm that goes with the weight, so scores of different
     leaves compare: use it with the budget `global_()`. Within a leaf the order is that of
     `magnitude`, and with `uniform()` nothing changes. The largest weight of a leaf that is not all
     zero scores 1, the most there is, so no leaf is emptied while fewer others need a place.
@@ -77,7 +77,7 @@ def lamp() -> Score:
       row-major order scores higher.
 
     Example:
-      >>> lamp().values((), {'kernel': jnp.array([2.0, -1.0, 1.0])})['kernel'].round(3)
-      Array([1.   , 0.2  , 0.167], dtype=float32)
+      >>> lamp().values((), {'kernel': jnp.array([1.0, -1.0, 1.0, 1.0])})['kernel'][:2]
+      Array([1. , 0.5], dtype=float32)
     """
     return of_leaves(_lamp)
