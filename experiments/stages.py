@@ -9,7 +9,6 @@ import functools
 import gzip
 import pathlib
 import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,8 @@ import optax
 
 import compressjax as cj
 from compressjax import _atomic, training
-from experiments import networks
+from experiments import fitting, networks
+from experiments.fitting import Setup, scored, set_up
 from experiments.networks import Data, Network, Variables
 from experiments.pipeline import Figures, Results, Stage
 
@@ -29,33 +29,6 @@ FLOAT_FILES = {
     "distil": "distilled_float.tflite",
 }
 INT8_FILE = "model_int8.tflite"
-
-
-class Setup(NamedTuple):
-    """What every stage starts from.
-
-    Attributes:
-      data: both splits.
-      dense: the network that the config starts from.
-      init: `(rng, x) -> variables` of that network.
-      like: shapes and dtypes of these variables.
-    """
-
-    data: Data
-    dense: Network
-    init: Callable[..., Variables]
-    like: Variables
-
-
-def _setup(config: Any) -> Setup:
-    data = networks.load_data(config.data)
-    dense, init = networks.dense(config.model, data.num_classes)
-    return Setup(data, dense, init, jax.eval_shape(init, jax.random.key(0), data.example))
-
-
-def _key(config: Any, name: str) -> jax.Array:
-    """A key of its own for every use."""
-    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
 
 
 def _teacher(setup: Setup, inputs: Results) -> Any:
@@ -77,43 +50,26 @@ def _fit(
     variables: Variables,
     apply: networks.Apply,
     loss_fn: Any,
-    wrap: Any = lambda tx, steps: tx,
+    wrap: fitting.Wrap = lambda tx, steps: tx,
 ) -> Variables:
     """Train `variables` as the section named like the directory says, and save them."""
-    settings = config[directory.name]
-    batches = training.steps_per_epoch(data.train_images.shape[0], settings.batch_size)
-    steps = settings.epochs * batches
-    rate = optax.warmup_cosine_decay_schedule(
-        0.1 * settings.learning_rate, settings.learning_rate, max(1, steps // 10), steps
+    name = directory.name
+    variables = fitting.fit(
+        config[name],
+        fitting.key(config, name),
+        directory,
+        data,
+        variables,
+        apply,
+        loss_fn,
+        wrap,
     )
-    tx = wrap(optax.adamw(rate, weight_decay=settings.weight_decay), steps)
-    epoch = training.make_epoch(loss_fn, tx, batch_size=settings.batch_size, augment=data.augment)
-
-    def score(variables: Variables) -> dict[str, Any]:
-        return {"test_accuracy": _score(data, apply, variables).accuracy}
-
-    state = training.fit(
-        training.init_state(variables, tx, _key(config, directory.name)),
-        epoch,
-        data.train_images,
-        data.train_labels,
-        training.Schedule(settings.epochs, settings.save_every, settings.save_every),
-        directory=directory,
-        score=score,
-        label=directory.name,
-    )
-    networks.save(directory, state.variables)
-    return state.variables
-
-
-def _score(data: Data, apply: networks.Apply, variables: Variables) -> training.Score:
-    return training.evaluate(
-        apply, variables, data.test_images, data.test_labels, prepare=data.prepare
-    )
+    networks.save(directory, variables)
+    return variables
 
 
 def _figures(data: Data, apply: networks.Apply, variables: Variables) -> Figures:
-    score = _score(data, apply, variables)
+    score = scored(data, apply, variables)
     return {
         **networks.size_figures(apply, variables, data.example),
         "correct": score.correct,
@@ -125,8 +81,8 @@ def _figures(data: Data, apply: networks.Apply, variables: Variables) -> Figures
 def train(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Train the dense network on the labels."""
     del inputs
-    data, dense, init, _ = _setup(config)
-    variables = jax.jit(init)(_key(config, "init"), data.example)
+    data, dense, init, _ = set_up(config)
+    variables = jax.jit(init)(fitting.key(config, "init"), data.example)
     loss_fn = training.supervised(dense.forward, label_smoothing=config.train.label_smoothing)
     variables = _fit(config, directory, data, variables, dense.apply, loss_fn)
     return _figures(data, dense.apply, variables)
@@ -137,7 +93,7 @@ def prune(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
     The schedule is that of Zhu and Gupta, "To prune, or not to prune", 2017.
     """
-    data, dense, _, like = _setup(config)
+    data, dense, _, like = set_up(config)
     variables = networks.load(inputs["train"].directory, like)
     settings = config.prune
 
@@ -160,7 +116,7 @@ def _shrunk(config: Any, setup: Setup, inputs: Results) -> tuple[Network, Variab
 
 def shrink(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Cut whole channels out: smaller arrays, no training yet."""
-    setup = _setup(config)
+    setup = set_up(config)
     small, variables = _shrunk(config, setup, inputs)
     networks.save(directory, variables)
     return _figures(setup.data, small.apply, variables)
@@ -168,7 +124,7 @@ def shrink(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
 def distil(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Train the small network on what the dense one says; its zeros stay."""
-    setup = _setup(config)
+    setup = set_up(config)
     small, variables = _shrunk(config, setup, inputs)
     forward = networks.keeping_zeros(small.forward, variables)
     loss_fn = _distilled(forward, _teacher(setup, inputs), config.distil)
@@ -204,7 +160,7 @@ def _quantized(config: Any, setup: Setup, inputs: Results) -> Quantized:
 
 def quantize(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Fold batch norm, calibrate, and train on the phone's own arithmetic."""
-    setup = _setup(config)
+    setup = set_up(config)
     folded, variables, q, calibrated = _quantized(config, setup, inputs)
 
     def observe(variables: Variables, x: jax.Array, rng: jax.Array) -> tuple[jax.Array, Variables]:
@@ -213,9 +169,9 @@ def quantize(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
     forward = networks.keeping_zeros(observe, variables)
     loss_fn = _distilled(forward, _teacher(setup, inputs), config.quantize)
-    calibrated_score = _score(setup.data, q.apply, calibrated)
+    calibrated_score = scored(setup.data, q.apply, calibrated)
     trained = _fit(config, directory, setup.data, calibrated, q.apply, loss_fn)
-    score = _score(setup.data, q.apply, trained)
+    score = scored(setup.data, q.apply, trained)
     return {
         **networks.size_figures(folded, {"params": trained["params"]}, setup.data.example),
         "calibrated_accuracy": calibrated_score.accuracy,
@@ -227,7 +183,7 @@ def quantize(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
 def export(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Write the .tflite of every stage: float ones to compare with, and the int8 one."""
-    setup = _setup(config)
+    setup = set_up(config)
     x, via = setup.data.example, config.export.via
     small, like = _shrunk(config, setup, inputs)
     floats = {
@@ -278,7 +234,7 @@ def _write(path: pathlib.Path, model: bytes) -> Figures:
 def verify(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Compare LiteRT with JAX, value by value, over the whole test set."""
     del directory
-    setup = _setup(config)
+    setup = set_up(config)
     _, _, q, calibrated = _quantized(config, setup, inputs)
     variables = networks.load(inputs["quantize"].directory, calibrated)
     x = jax.jit(setup.data.prepare)(setup.data.test_images)
