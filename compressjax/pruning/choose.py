@@ -5,7 +5,7 @@ steps that its schedule marks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +36,20 @@ class Growth(NamedTuple):
     values: Leaves
 
 
+class _Ranked(NamedTuple):
+    """What one leaf is ranked by: numbers, and a mask of the leaf or of its units; () for none."""
+
+    values: jax.Array
+    keep: Any
+
+
 def choose_leaves(
     values: Leaves,
     sparsity: jax.Array | float,
     budget: budgets.Budget,
     pattern: patterns.Pattern,
     *,
+    of_weight: Callable[[jax.Array], jax.Array] = lambda values: values,
     live: Leaves | None = None,
     growth: Growth | None = None,
 ) -> dict[str, jax.Array]:
@@ -52,6 +60,8 @@ def choose_leaves(
       sparsity: float32 [], in [0, 1).
       budget: how many units each leaf keeps.
       pattern: what a unit is, and which may be kept together.
+      of_weight: makes scores of `values` where these are not the scores yet; it is cheap, and done
+        again in every pass over the data, so that nothing is stored where the pattern is free.
       live: masks in force; what they prune is kept only when nothing else is left. None: all live.
       growth: what returns in place of the lowest of the weights kept; None: nothing.
 
@@ -66,43 +76,56 @@ def choose_leaves(
              [False,  True]], dtype=bool)
     """
     dense = jnp.asarray(sparsity) == 0
-
-    def allowed(ranks: jax.Array, share: budgets.Share) -> jax.Array:
-        return jnp.where(pattern.allowed(ranks) | dense | share.whole, ranks, jnp.uint32(0))
-
-    # 0 is never kept; 1 was pruned before, and comes back only when nothing else is left.
-    ranks = {path: jnp.maximum(ranks_of(pattern.pool(leaf)), 2) for path, leaf in values.items()}
-    if live is not None:
-        ranks = {
-            path: jnp.where(pattern.pool(live[path]) > 0, rank, jnp.uint32(1))
-            for path, rank in ranks.items()
-        }
     shapes = {path: jnp.shape(leaf) for path, leaf in values.items()}
-    units = {path: math.prod(rank.shape) for path, rank in ranks.items()}
+    pooled = {path: jax.eval_shape(pattern.pool, leaf).shape for path, leaf in values.items()}
+    units = {path: math.prod(shape) for path, shape in pooled.items()}
+
+    def largest(
+        leaves: list[_Ranked],
+        rank: Callable[[_Ranked], jax.Array],
+        share: budgets.Share,
+        count: Any,
+    ) -> list[jax.Array]:
+        def make(leaves: list[_Ranked]) -> list[jax.Array]:
+            ranks = [rank(leaf) for leaf in leaves]
+            if pattern.free:
+                return ranks
+            return [
+                jnp.where(pattern.allowed(rank) | dense | share.whole, rank, jnp.uint32(0))
+                for rank in ranks
+            ]
+
+        if pattern.free:
+            return keep_largest(leaves, count, make)
+        return keep_largest(make(leaves), count)
+
+    def by_score(leaf: _Ranked) -> jax.Array:
+        # 0 is never kept; 1 was pruned before, and comes back only when nothing else is left.
+        rank = jnp.maximum(ranks_of(pattern.pool(of_weight(leaf.values))), 2)
+        if live is None:
+            return rank
+        return jnp.where(pattern.pool(leaf.keep) > 0, rank, jnp.uint32(1))
+
+    def by_growth(leaf: _Ranked) -> jax.Array:
+        # What stays comes first, so that the pattern and the count leave room for it.
+        rank = jnp.clip(ranks_of(pattern.pool(leaf.values)), 1, _FIRST - 1)
+        return jnp.where(leaf.keep, _FIRST, rank)
+
     keep: dict[str, jax.Array] = {}
     for share in budget(sparsity, shapes, units):
         paths = [path for path in share.paths if units[path]]
         if not paths:
             continue
-        moved = jnp.int32(0)
-        if growth is not None:
+        leaves = [_Ranked(values[path], () if live is None else live[path]) for path in paths]
+        if growth is None:
+            kept = largest(leaves, by_score, share, share.keep)
+        else:
             moved = jnp.round(growth.fraction * share.keep).astype(jnp.int32)
-        fits = [allowed(ranks[path], share) for path in paths]
-        kept = keep_largest(fits, share.keep - moved)
-        if growth is not None:
-            # What stays comes first, so that the pattern and the count leave room for it.
-            after = [
-                allowed(
-                    jnp.where(
-                        stays,
-                        _FIRST,
-                        jnp.clip(ranks_of(pattern.pool(growth.values[path])), 1, _FIRST - 1),
-                    ),
-                    share,
-                )
-                for path, stays in zip(paths, kept, strict=True)
+            stays = largest(leaves, by_score, share, share.keep - moved)
+            leaves = [
+                _Ranked(growth.values[path], mask) for path, mask in zip(paths, stays, strict=True)
             ]
-            kept = keep_largest(after, share.keep)
+            kept = largest(leaves, by_growth, share, share.keep)
         for path, mask in zip(paths, kept, strict=True):
             # On a mesh the leaf gives its sharding to what is spread over it.
             whole = jnp.ones_like(values[path], dtype=bool)
@@ -140,6 +163,7 @@ def choose(
     budget: budgets.Budget = UNIFORM,
     pattern: patterns.Pattern = UNSTRUCTURED,
     select: str | Sequence[str] = "**/kernel",
+    of_weight: Callable[[jax.Array], jax.Array] = lambda values: values,
 ) -> PyTree:
     """Chooses the masks that keep the highest scores.
 
@@ -149,6 +173,8 @@ def choose(
       budget: how many units each leaf keeps.
       pattern: in which shape.
       select: globs of the leaves to prune.
+      of_weight: makes the scores where `values` are not the scores yet: `choose(params, 0.9,
+        of_weight=jnp.abs)` needs no memory for absolute weights.
 
     Returns:
       A tree like `values`: boolean masks, True = kept; None where a leaf is not selected. Ties keep
@@ -170,5 +196,5 @@ def choose(
     selected = {path: leaves[path] for path in tree.match(select, leaves, what="select")}
     for path, leaf in selected.items():
         check_leaf(path, leaf, pattern)
-    keep = choose_leaves(selected, sparsity, budget, pattern)
+    keep = choose_leaves(selected, sparsity, budget, pattern, of_weight=of_weight)
     return tree.map_with_path(lambda path, _: keep.get(path), values)

@@ -20,6 +20,10 @@ from compressjax.pruning.scores import Score
 PyTree = Any
 
 
+def _same(values: jax.Array) -> jax.Array:
+    return values
+
+
 class Masker(NamedTuple):
     """Masks from step to step.
 
@@ -126,7 +130,9 @@ def masker(
         weights: PyTree,
         gradients: PyTree,
     ) -> dict[str, jax.Array]:
-        values, growth = of(live, score.values(evidence, weights)), None
+        values, of_weight, growth = of(live, weights), score.of_weight, None
+        if of_weight is None or (regrow is not None and regrow.start is not None):
+            values, of_weight = of(live, score.values(evidence, weights)), _same
         if regrow is not None:
             fraction = regrow.fraction(step)
             if regrow.start is not None:
@@ -137,7 +143,9 @@ def masker(
             growth = Growth(fraction, of(live, regrow.values(step, gradients)))
         sparsity = schedule.sparsity(step)
         before = live if monotone else None
-        return choose_leaves(values, sparsity, budget, pattern, live=before, growth=growth)
+        return choose_leaves(
+            values, sparsity, budget, pattern, of_weight=of_weight, live=before, growth=growth
+        )
 
     @jax.jit
     def renew(

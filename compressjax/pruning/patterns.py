@@ -40,6 +40,7 @@ class Pattern(NamedTuple):
         `ranks` are uint32, one a unit, and a larger one matters more.
       pool: `pool(values) -> array`, the mean value of every unit.
       spread: `spread(keep, shape) -> bool` of that shape: what is kept of a leaf, by unit before.
+      free: whether units are single weights and any may be kept: nothing here changes anything.
 
     The defaults are those of units that are single weights and of which any may be kept.
     """
@@ -48,6 +49,7 @@ class Pattern(NamedTuple):
     allowed: Callable[[jax.Array], jax.Array] = _any
     pool: Callable[[jax.Array], jax.Array] = lambda values: values
     spread: Callable[[jax.Array, tuple[int, ...]], jax.Array] = lambda keep, shape: keep
+    free: bool = False
 
 
 def unstructured() -> Pattern:
@@ -60,7 +62,7 @@ def unstructured() -> Pattern:
       >>> unstructured().allowed(jnp.arange(3, dtype=jnp.uint32))
       Array([ True,  True,  True], dtype=bool)
     """
-    return Pattern(check=lambda path, shape: None)
+    return Pattern(check=lambda path, shape: None, free=True)
 
 
 def n_m(n: int, m: int, axis: int = -2) -> Pattern:
