@@ -3,6 +3,7 @@
 from compressjax.export.benchmark import Latency, benchmark
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.runtime import run
+from compressjax.export.sparse import sparsify
 from compressjax.export.tflite import tflite
 from compressjax.export.verify import Layer, Parity, verify
 
@@ -13,6 +14,7 @@ __all__ = [
     "benchmark",
     "ops",
     "run",
+    "sparsify",
     "tflite",
     "validate",
     "verify",

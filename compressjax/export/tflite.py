@@ -16,13 +16,19 @@ import numpy as np
 from compressjax.export import jax2tf, litert
 from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
+from compressjax.export.sparse import sparsify
 
 Via = Literal["jax2tf", "litert"]
 _CONVERTERS = {"jax2tf": jax2tf, "litert": litert}
 
 
 def tflite(
-    fn_or_q: Any, variables: Any, *args: jax.Array, via: Via = "jax2tf", int8_io: bool = False
+    fn_or_q: Any,
+    variables: Any,
+    *args: jax.Array,
+    via: Via = "jax2tf",
+    int8_io: bool = False,
+    sparse: bool = False,
 ) -> bytes:
     """Exports a model as the bytes of a .tflite.
 
@@ -38,6 +44,8 @@ def tflite(
         *args: example inputs, float32; their shapes are the shapes in the file.
         via: `jax2tf` (TensorFlow's converter) or `litert` (litert-converter, no TensorFlow).
         int8_io: int8 inputs and outputs instead of float ones (quantized models only).
+        sparse: store pruned weights without their zeros where that makes the file smaller
+            (`sparse.py`); the results stay the same to the bit, the speed does not improve.
 
     Returns:
         The file.
@@ -69,7 +77,8 @@ def tflite(
     if hasattr(fn_or_q, "freeze"):
         plan = fn_or_q.freeze(variables, *args)
         labelled = label(plan)
-        return rewrite(converter.convert_plan(labelled), plan, labelled, int8_io=int8_io)
+        model = rewrite(converter.convert_plan(labelled), plan, labelled, int8_io=int8_io)
+        return sparsify(model) if sparse else model
     if int8_io:
         raise ValueError("int8_io=True needs a quantized model: compressjax.quantize it first")
     specs = [
@@ -83,7 +92,8 @@ def tflite(
                 f"output {position} of the model is {out.dtype} {list(out.shape)}, expected "
                 "float32: export the function before argmax or casts"
             )
-    return converter.convert(whole, specs)
+    model = converter.convert(whole, specs)
+    return sparsify(model) if sparse else model
 
 
 def _flat(fn: Callable[..., Any], variables: Any) -> Callable[..., list[jax.Array]]:

@@ -26,8 +26,14 @@ _MODEL: dict[str, dict[int, int | str]] = {
     "OperatorCode": {0: 1, 1: "text", 2: 4, 3: 4},
     "SubGraph": {0: "[Tensor]", 1: "bytes4", 2: "bytes4", 3: "[Operator]", 4: "text", 5: 4},
     "Tensor": {
-        0: "bytes4", 1: 1, 2: 4, 3: "text", 4: "Quantization", 5: 1, 7: "bytes4", 8: 1, 10: 4,
+        0: "bytes4", 1: 1, 2: 4, 3: "text", 4: "Quantization", 5: 1, 6: "Sparsity", 7: "bytes4",
+        8: 1, 10: 4,
     },
+    "Sparsity": {0: "bytes4", 1: "bytes4", 2: "[Dimension]"},
+    "Dimension": {0: 1, 1: 4, 2: 1, 3: "Indices", 4: 1, 5: "Indices"},
+    "Int32Vector": {0: "bytes4"},
+    "Uint16Vector": {0: "bytes2"},
+    "Uint8Vector": {0: "bytes1"},
     "Quantization": {0: "bytes4", 1: "bytes4", 2: "bytes4", 3: "bytes8", 4: 1, 6: 4},
     "Operator": {
         0: 4, 1: "bytes4", 2: "bytes4", 3: 1, 4: "Options", 5: "bytes1", 6: 1, 7: "bytes1",
@@ -45,10 +51,11 @@ _MODEL: dict[str, dict[int, int | str]] = {
 # Parts of the format that no file for a phone's CPU kernels needs, and that cannot be checked.
 _REFUSED: dict[str, dict[int, str]] = {
     "Model": {8: "external buffer groups", 9: "external buffers"},
-    "Tensor": {6: "sparse tensors", 9: "variant tensors"},
+    "Tensor": {9: "variant tensors"},
     "Quantization": {5: "custom quantization"},
     "Operator": {11: "StableHLO operations", 12: "StableHLO operations"},
 }
+_INDEX_VECTORS = {1: "Int32Vector", 2: "Uint16Vector", 3: "Uint8Vector"}
 _POINTS = {"INT8": (-128, 127), "UINT8": (0, 255), "INT4": (-8, 7)}  # 0 for the others
 _MAX_RATIO = 2.0**18
 _CONTROL_FLOW = ("If", "While", "Call", "CallOnce")
@@ -92,6 +99,11 @@ class _Bytes:
                 raise self.fail(f"{where}, field {index},", "lies outside its table")
             if form == "Options":
                 self.options(at, at + offset, fields, where)
+            elif form == "Indices":
+                number = self.number("B", at + fields[index - 1], where) if fields[index - 1] else 0
+                if number not in _INDEX_VECTORS:
+                    raise self.fail(where, f"has indices of the unknown type {number}")
+                self.follow(at + offset, _INDEX_VECTORS[number], f"{where}, field {index},")
             elif isinstance(form, str):
                 self.follow(at + offset, form, f"{where}, field {index},")
 
@@ -153,7 +165,7 @@ def structure(data: bytes) -> None:
     Raises:
         TypeError: `data` is not bytes.
         ValueError: the file is truncated or damaged, or uses a part of the format that cannot be
-            checked (external or sparse buffers, control flow, StableHLO operations).
+            checked (external buffers, control flow, StableHLO operations).
 
     Example:
         >>> structure(b'not a model')
@@ -190,7 +202,7 @@ def semantics(model: Any) -> None:
         where = f"subgraph {number}"
         for index, tensor in enumerate(graph.tensors or []):
             _check_tensor(tensor, model.buffers, f"{where}, tensor {index} ({_text(tensor.name)})")
-        _check_operators(graph, model.buffers, len(codes), where)
+        _check_operators(graph, model.buffers, codes, where)
     for signature in model.signatureDefs or []:
         where = f"signature {_text(signature.signatureKey)}"
         _in_range([signature.subgraphIndex], len(model.subgraphs), f"{where}: subgraph")
@@ -211,8 +223,11 @@ def _in_range(indices: Any, count: int, where: str, *, lowest: int = 0) -> None:
             raise ValueError(f"damaged .tflite: {where} {index} is not one of the {count}")
 
 
-def _check_operators(graph: Any, buffers: list[Any], codes: int, where: str) -> None:
+def _check_operators(graph: Any, buffers: list[Any], codes: list[Any], where: str) -> None:
     """Every operation reads constants, inputs or earlier results, and writes new tensors."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    densify = schema.BuiltinOperator.DENSIFY
+    unpackers = {i for i, code in enumerate(codes) if code.builtinCode == densify}
     tensors = graph.tensors or []
     ready = {i for i, t in enumerate(tensors) if _data(buffers, t) is not None or t.isVariable}
     constants = frozenset(ready)
@@ -221,7 +236,7 @@ def _check_operators(graph: Any, buffers: list[Any], codes: int, where: str) -> 
     ready.update(int(i) for i in ([] if graph.inputs is None else graph.inputs))
     for index, operator in enumerate(graph.operators or []):
         here = f"{where}, operator {index}"
-        _in_range([operator.opcodeIndex], codes, f"{here}: operator code")
+        _in_range([operator.opcodeIndex], len(codes), f"{here}: operator code")
         _in_range(operator.inputs, len(tensors), f"{here}: input tensor", lowest=-1)
         _in_range(operator.outputs, len(tensors), f"{here}: output tensor")
         _in_range(operator.intermediates, len(tensors), f"{here}: intermediate tensor")
@@ -229,14 +244,28 @@ def _check_operators(graph: Any, buffers: list[Any], codes: int, where: str) -> 
         for read in reads:
             if read not in ready:
                 raise ValueError(f"damaged .tflite: {here} reads tensor {read} before it exists")
+            if tensors[read].sparsity is not None and operator.opcodeIndex not in unpackers:
+                raise ValueError(
+                    f"{here} reads the sparse tensor {read} without a DENSIFY, which LiteRT's "
+                    "delegate would take for a dense one: not supported"
+                )
         written = {int(i) for i in ([] if operator.outputs is None else operator.outputs)}
         if written & constants:
             raise ValueError(f"damaged .tflite: {here} writes a constant tensor")
         ready |= written
+        if operator.opcodeIndex in unpackers and _forms(tensors, {*reads} | written) != 1:
+            raise ValueError(f"damaged .tflite: {here} unpacks to another type or shape")
         _check_ratio(tensors, reads, written, here)
     for output in [] if graph.outputs is None else graph.outputs:
+        if tensors[int(output)].sparsity is not None:
+            raise ValueError(f"damaged .tflite: {where}: output tensor {output} is sparse")
         if int(output) not in ready:
             raise ValueError(f"damaged .tflite: {where}: nothing writes output tensor {output}")
+
+
+def _forms(tensors: list[Any], indices: set[int]) -> int:
+    found = [tensors[i] for i in indices]
+    return len({(t.type, None if t.shape is None else tuple(t.shape)) for t in found})
 
 
 def _check_ratio(tensors: list[Any], reads: list[int], writes: set[int], where: str) -> None:
@@ -273,13 +302,64 @@ def _check_tensor(tensor: Any, buffers: list[Any], where: str) -> None:
     if data is not None:
         if kind not in _ITEM_BITS:
             raise ValueError(f"{where} is a constant of type {kind or tensor.type}: not supported")
-        expected = -(-math.prod(shape) * _ITEM_BITS[kind] // 8)
+        stored = math.prod(shape)
+        if tensor.sparsity is not None:
+            stored = _stored_values(tensor.sparsity, shape, where)
+        expected = -(-stored * _ITEM_BITS[kind] // 8)
         if len(data) != expected:
             raise ValueError(
                 f"damaged .tflite: {where} of shape {shape} and type {kind} needs {expected} "
                 f"bytes, its buffer has {len(data)}"
             )
+    elif tensor.sparsity is not None:
+        raise ValueError(f"damaged .tflite: {where} is sparse, but has no data")
     _check_quantization(tensor.quantization, shape, _POINTS.get(kind or "", (0, 0)), where)
+
+
+def _stored_values(sparsity: Any, shape: list[int], where: str) -> int:
+    """Counts the values of a sparse constant, which LiteRT unpacks without looking at its indices.
+
+    The levels are the axes in their order of traversal, then the axes of a block, which LiteRT can
+    only unpack where they are dense.
+    """
+    rank, levels = len(shape), sparsity.dimMetadata or []
+    order = [] if sparsity.traversalOrder is None else [int(i) for i in sparsity.traversalOrder]
+    blocks = [] if sparsity.blockMap is None else [int(i) for i in sparsity.blockMap]
+    sizes, inner = list(shape), list(range(rank, rank + len(blocks)))
+    fits = sorted(order[:rank]) == list(range(rank)) and order[rank:] == inner
+    if not fits or len(levels) != len(order) or len({*blocks} & {*range(rank)}) != len(blocks):
+        raise ValueError(
+            f"damaged .tflite: {where} of shape {shape} is sparse with {len(levels)} levels, "
+            f"the order {order} and the blocked axes {blocks}"
+        )
+    for axis, level in zip(blocks, levels[rank:], strict=True):
+        if level.format != 0 or level.denseSize < 1 or sizes[axis] % level.denseSize:
+            raise ValueError(f"damaged .tflite: {where} has blocks that do not divide axis {axis}")
+        sizes[axis] //= level.denseSize
+    count = 1
+    for axis, level in zip(order, levels, strict=True):
+        if level.format == 0:
+            if axis < rank and level.denseSize != sizes[axis]:
+                raise ValueError(
+                    f"damaged .tflite: {where} is sparse with {level.denseSize} entries on axis "
+                    f"{axis}, expected {sizes[axis]}"
+                )
+            count *= level.denseSize
+            continue
+        segments, indices = _places(level.arraySegments), _places(level.arrayIndices)
+        ends = len(segments) == count + 1 and segments[0] == 0 and segments[-1] == len(indices)
+        inside = ((indices >= 0) & (indices < sizes[axis])).all()
+        if not (ends and inside and (np.diff(segments) >= 0).all()):
+            raise ValueError(
+                f"damaged .tflite: {where} is sparse with indices that leave axis {axis}"
+            )
+        count = len(indices)
+    return count
+
+
+def _places(vector: Any) -> np.ndarray:
+    values = None if vector is None else vector.values
+    return np.asarray([] if values is None else values, np.int64)
 
 
 def _check_quantization(
