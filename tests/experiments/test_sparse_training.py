@@ -17,6 +17,10 @@ def _prepare(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) / 128.0 - 1.0
 
 
+_TUNE = sparse_training.Settings(3, 64, 2e-3, optax.adamw)
+_SCRATCH = sparse_training.Settings(6, 64, 0.3, sparse_training.sgd)
+
+
 @pytest.fixture(scope="module")
 def start() -> trained.Dense:
     splits = [data.load("digits", name) for name in ("train", "test")]
@@ -39,9 +43,9 @@ def start() -> trained.Dense:
 @pytest.mark.parametrize(
     ("better", "worse", "sparsity", "settings", "margin"),
     [
-        ("gradual, uniform", "one-shot", 0.9, (3, 64, 2e-3, 0.0), 0.02),
-        ("gradual, ERK", "gradual, uniform", 0.9, (3, 64, 2e-3, 0.0), 0.2),
-        ("RigL", "static", 0.95, (6, 64, 4e-3, 0.0), 0.04),
+        ("gradual, uniform", "one-shot", 0.9, _TUNE, 0.02),
+        ("gradual, ERK", "gradual, uniform", 0.9, _TUNE, 0.2),
+        ("RigL", "static", 0.95, _SCRATCH, 0.03),
     ],
     ids=["gradual beats one-shot", "ERK beats uniform", "RigL beats static"],
 )
@@ -50,14 +54,14 @@ def test_claims_hold(
     better: str,
     worse: str,
     sparsity: float,
-    settings: tuple[int, int, float, float],
+    settings: sparse_training.Settings,
     margin: float,
 ) -> None:
     rows = sparse_training.rows(sparsity, sparsity)
     found = {}
     for name in (better, worse):
         row = next(row for row in rows if row.name.startswith(name))
-        figures = sparse_training.accuracy(row, start, sparse_training.Settings(*settings), 0)
+        figures = sparse_training.accuracy(row, start, settings, 0)
         np.testing.assert_allclose(figures["sparsity"], sparsity, atol=1e-3)
         found[name] = figures["accuracy"]
     assert found[better] > found[worse] + margin
