@@ -5,7 +5,9 @@
 Found for the MLP at 90 % zeros (AMD EPYC, one thread, ai-edge-litert 2.3, 60 rounds): the float
 file shrinks from 2,675,988 to 405,424 bytes (gzip of the dense one: 331,731; entropy: 307,969), the
 int8 file keeps its 699,760 (gzip: 124,665; entropy: 116,884), because LiteRT's delegate refuses an
-int8 FULLY_CONNECTED behind a DENSIFY. All outputs are equal.
+int8 FULLY_CONNECTED behind a DENSIFY. Of the convolutions, the float file shrinks from 259,032 to
+50,400 bytes and the int8 file from 95,424 to 56,816. All outputs are equal. These runs had the
+sparsities 0 and 0.9 only.
 
 A mask alone makes nothing faster. Float calls take 0.94 of the unpruned time dense and 1.01 sparse,
 int8 calls 0.36 and 0.35, where the unpruned int8 file takes 0.35: all within the noise. LiteRT
