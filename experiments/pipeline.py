@@ -49,12 +49,14 @@ class Stage(NamedTuple):
       run: `(config, directory, results of the stages before) -> figures`.
       settings: the sections of the config that it reads.
       inputs: the stages whose results it reads.
+      version: of what it measures; raising it makes every run do the stage again.
     """
 
     name: str
     run: Callable[[Any, pathlib.Path, Results], Figures]
     settings: tuple[str, ...]
     inputs: tuple[str, ...]
+    version: int = 1
 
 
 def run_stages(
@@ -107,7 +109,7 @@ def run_stages(
 def _fingerprint(stage: Stage, config: Any, results: Results) -> str:
     return _digest(
         {
-            "stage": stage.name,
+            "stage": stage.name if stage.version == 1 else f"{stage.name}@{stage.version}",
             "settings": {name: config[name] for name in stage.settings},
             "inputs": {name: results[name].digest for name in stage.inputs},
         }

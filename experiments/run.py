@@ -62,6 +62,7 @@ def stage_rows(results: dict[str, Result], int8_file: str) -> list[report.StageR
                 macs=figures["macs"],
                 file_bytes=file["file_bytes"],
                 gzip_bytes=file["gzip_bytes"],
+                entropy_bytes=file["entropy_bytes"],
                 accuracy=accuracy,
                 latency_ms=latencies[file["file"]]["p50_ms"],
             )

@@ -6,7 +6,6 @@ them run is decided in `pipeline.py`, the networks are rebuilt in `networks.py`.
 """
 
 import functools
-import gzip
 import pathlib
 import zlib
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 
 import compressjax as cj
-from compressjax import _atomic, training
+from compressjax import _atomic, report, training
 from experiments import fitting, networks
 from experiments.fitting import Setup, scored, set_up
 from experiments.networks import Data, Network, Variables
@@ -223,10 +222,12 @@ def int8_files(config: Any) -> dict[str, str]:
 
 def _write(path: pathlib.Path, model: bytes) -> Figures:
     _atomic.write_bytes(path, model)
+    size = report.coded_size(model)
     return {
         "file": path.name,
-        "file_bytes": len(model),
-        "gzip_bytes": len(gzip.compress(model, compresslevel=9, mtime=0)),
+        "file_bytes": size.file_bytes,
+        "gzip_bytes": size.gzip_bytes,
+        "entropy_bytes": size.entropy_bytes,
         "crc32": zlib.crc32(model),
     }
 
@@ -290,6 +291,7 @@ STAGES = (
         export,
         (*_BASE, "shrink", "quantize", "export"),
         ("train", "prune", "shrink", "distil", "quantize"),
+        version=2,
     ),
     Stage(
         "verify",

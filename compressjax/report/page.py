@@ -34,7 +34,7 @@ def render(
       ValueError: there are no rows.
 
     Example:
-      >>> row = StageRow('train', 10, 10, 100, 4096, 2048, 0.99)
+      >>> row = StageRow('train', 10, 10, 100, 4096, 2048, 1536, 0.99)
       >>> page = render('Digits', [row], [], table.provenance('run', 'digits', 0))
       >>> '<h1>Digits</h1>' in page
       True

@@ -47,7 +47,7 @@ def overview(rows: Sequence[StageRow], theme: Theme = LIGHT) -> bytes:
       ValueError: there are no rows.
 
     Example:
-      >>> overview([StageRow('train', 10, 10, 100, 4096, 2048, 0.99)])[:4]
+      >>> overview([StageRow('train', 10, 10, 100, 4096, 2048, 1536, 0.99)])[:4]
       b'\\x89PNG'
     """
     if not rows:

@@ -43,6 +43,7 @@ class StageRow:
       macs: multiply-accumulates of one example.
       file_bytes: size of its .tflite.
       gzip_bytes: size of its .tflite after gzip, where zeros do not count.
+      entropy_bytes: size of its .tflite if each array had an ideal code (`coding.py`).
       accuracy: share of the test set that is right, in [0, 1].
       latency_ms: median milliseconds of one example on one thread; None where not measured.
     """
@@ -53,6 +54,7 @@ class StageRow:
     macs: int
     file_bytes: int
     gzip_bytes: int
+    entropy_bytes: int
     accuracy: float
     latency_ms: float | None = None
 
@@ -148,7 +150,7 @@ def to_json(
       `{'rows': [...], 'verification': [...], 'provenance': {...}}` of plain values.
 
     Example:
-      >>> row = StageRow('train', 10, 10, 100, 4096, 2048, 0.99)
+      >>> row = StageRow('train', 10, 10, 100, 4096, 2048, 1536, 0.99)
       >>> to_json([row], [], provenance('run', 'digits', 0))['rows'][0]['accuracy']
       0.99
     """
@@ -169,7 +171,7 @@ def stages(rows: Sequence[StageRow]) -> rich.table.Table:
       A table for `rich.print`.
 
     Example:
-      >>> stages([StageRow('train', 10, 10, 100, 4096, 2048, 0.99)]).row_count
+      >>> stages([StageRow('train', 10, 10, 100, 4096, 2048, 1536, 0.99)]).row_count
       1
     """
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, header_style="bold")
@@ -188,6 +190,7 @@ STAGE_COLUMNS = (
     "file bytes",
     "smaller",
     "gzip bytes",
+    "entropy bytes",
     "accuracy",
     "latency",
 )
@@ -201,12 +204,12 @@ def stage_cells(row: StageRow, first: StageRow) -> tuple[str, ...]:
       first: the stage it is compared with.
 
     Returns:
-      Eight strings.
+      Nine strings.
 
     Example:
-      >>> row = StageRow('train', 1000, 500, 2000, 4096, 2048, 0.99, 0.25)
+      >>> row = StageRow('train', 1000, 500, 2000, 4096, 2048, 1536, 0.99, 0.25)
       >>> stage_cells(row, row)
-      ('1,000', '500', '2,000', '4,096', '1.0x', '2,048', '99.00 %', '250.0 µs')
+      ('1,000', '500', '2,000', '4,096', '1.0x', '2,048', '1,536', '99.00 %', '250.0 µs')
     """
     return (
         f"{row.parameters:,}",
@@ -215,6 +218,7 @@ def stage_cells(row: StageRow, first: StageRow) -> tuple[str, ...]:
         f"{row.file_bytes:,}",
         f"{first.file_bytes / row.file_bytes:.1f}x",
         f"{row.gzip_bytes:,}",
+        f"{row.entropy_bytes:,}",
         f"{100 * row.accuracy:.2f} %",
         "" if row.latency_ms is None else f"{1000 * row.latency_ms:,.1f} µs",
     )

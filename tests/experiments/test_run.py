@@ -157,7 +157,7 @@ def test_a_wrong_flag_is_named_with_what_was_meant(tmp_path, flag, message):
 
 
 def test_expectations_say_what_was_missed(config):
-    row = dict(parameters=1, nonzero=1, macs=1, gzip_bytes=1)
+    row = dict(parameters=1, nonzero=1, macs=1, gzip_bytes=1, entropy_bytes=1)
     dense = run.report.StageRow("train", **row, file_bytes=800, accuracy=0.99)
     int8 = run.report.StageRow("quantize", **row, file_bytes=101, accuracy=0.984)
     reached = run.expectations(config.expect, [dense, int8], [])
