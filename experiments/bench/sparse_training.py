@@ -30,6 +30,10 @@ _SCRATCH = flags.DEFINE_integer(
     "scratch_epochs", 4, "Epochs of rows that train from scratch.", lower_bound=1
 )
 _RATE = flags.DEFINE_float("sgd_rate", 0.1, "Highest learning rate of rows from scratch.")
+_HIGH = flags.DEFINE_float(
+    "high", 0.8, "Sparsity at which one-shot and gradual pruning are compared.", 0.0, 0.999
+)
+_HIGHER = flags.DEFINE_float("higher", 0.9, "Sparsity of all other rows.", 0.0, 0.999)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train every row with.")
 
 Wrap = Callable[[optax.GradientTransformation, int], optax.GradientTransformation]
@@ -77,7 +81,7 @@ def _gradual(sparsity: float, steps: int) -> pruning.Schedule:
     return pruning.polynomial(sparsity, begin=0, end=end, every=max(1, end // 10))
 
 
-def rows(high: float = 0.8, higher: float = 0.9) -> list[Row]:
+def rows(high: float, higher: float) -> list[Row]:
     """Lists the ways that are compared.
 
     Args:
@@ -106,7 +110,9 @@ def rows(high: float = 0.8, higher: float = 0.9) -> list[Row]:
     def regrowing(regrow: Callable[..., pruning.Regrow]) -> Wrap:
         def wrap(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
             end = max(1, 3 * steps // 4)
-            schedule = pruning.constant(higher, end=end, every=max(1, steps // 40))
+            # Every 100 steps as Evci et al. do; more often where there are few.
+            every = min(100, max(1, steps // 16))
+            schedule = pruning.constant(higher, end=end, every=every)
             return cj.prune(tx, schedule=schedule, budget=pruning.erk(), regrow=regrow(0.3, end))
 
         return wrap
@@ -195,7 +201,9 @@ def main(argv: Sequence[str]) -> None:
     tune = Settings(_TUNE.value, batch, config.prune.learning_rate, adamw)
     scratch = Settings(_SCRATCH.value, batch, _RATE.value, sgd)
     chosen = [
-        row for row in rows() if any(fnmatch.fnmatchcase(row.name, glob) for glob in _ROWS.value)
+        row
+        for row in rows(_HIGH.value, _HIGHER.value)
+        if any(fnmatch.fnmatchcase(row.name, glob) for glob in _ROWS.value)
     ]
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
     for seed in map(int, _SEEDS.value):

@@ -45,7 +45,7 @@ def start() -> trained.Dense:
     [
         ("gradual, uniform", "one-shot", 0.9, _TUNE, 0.02),
         ("gradual, ERK", "gradual, uniform", 0.9, _TUNE, 0.2),
-        ("RigL", "static", 0.95, _SCRATCH, 0.03),
+        ("RigL", "static", 0.95, _SCRATCH, 0.02),
     ],
     ids=["gradual beats one-shot", "ERK beats uniform", "RigL beats static"],
 )
