@@ -38,9 +38,15 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _damped(fisher: jax.Array, damping: jax.Array) -> jax.Array:
-    """Adds the damping to the diagonal of every block, [blocks, size, size]."""
-    eye = jnp.eye(fisher.shape[-1], dtype=fisher.dtype)
-    return fisher + jnp.broadcast_to(damping * eye, fisher.shape)
+    """Adds the damping to the diagonal of every block, [blocks, size, size]; at least its rounding.
+
+    A block of fewer gradients than weights is singular. Rounded to float32 it may have negative
+    eigenvalues, of about its largest entry times this floor, and no Cholesky factor.
+    """
+    size, largest = fisher.shape[-1], jnp.max(fisher, axis=(-2, -1), keepdims=True, initial=0.0)
+    floor = size * jnp.finfo(fisher.dtype).eps * largest
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=fisher.dtype), fisher.shape)
+    return fisher + jnp.maximum(damping, floor) * eye
 
 
 def inverse_diagonal(matrices: jax.Array) -> jax.Array:
@@ -110,7 +116,8 @@ def optimal_brain_surgeon(
 
     Args:
       block_size: weights in a block.
-      damping: added to the diagonal; positive. Compare it with the squares of the gradients.
+      damping: added to the diagonal; positive. Compare it with the squares of the gradients. A
+        block gets more where float32 needs it: `block_size * 1.2e-7` of its largest entry.
       decay: what past steps count for after each step, in (0, 1]; less than 1 follows weights that
         train on.
 
@@ -186,7 +193,8 @@ def compensate(state: BlocksState, params: PyTree, keep: PyTree) -> PyTree:
       without pruned weights stay as they are.
 
     Raises:
-      ValueError: if a mask has no parameter, or another shape than it.
+      ValueError: if a mask has no parameter, or another shape than it, or `state` is not of these
+        parameters.
 
     Example:
       >>> score, w = optimal_brain_surgeon(block_size=2, damping=1.0), {'kernel': jnp.ones(2)}
@@ -195,12 +203,19 @@ def compensate(state: BlocksState, params: PyTree, keep: PyTree) -> PyTree:
       {'kernel': Array([1.5, 0. ], dtype=float32)}
     """
     kept, fishers = fitting(keep, params), tree.paths(state.fisher)
+    size = max((blocks.shape[-1] for blocks in fishers.values()), default=1)
 
     def one(path: str, w: jax.Array) -> jax.Array:
         if path not in kept:
             return w
+        if path not in fishers or fishers[path].shape[0] != -(-w.size // size):
+            there = f"{fishers[path].shape[0]} blocks" if path in fishers else "nothing"
+            raise ValueError(
+                f"the evidence does not fit the parameters: {path} has {w.size} weights, "
+                f"{-(-w.size // size)} blocks of {size}, and the evidence {there} for it; pass the "
+                "state of the score that pruned this model"
+            )
         matrices = _damped(fishers[path], state.damping)
-        size = matrices.shape[-1]
         mask = _blocks(kept[path], size) > 0
         after = moved(matrices, _blocks(w, size), mask)
         return after.ravel()[: w.size].reshape(w.shape).astype(w.dtype)
