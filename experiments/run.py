@@ -5,7 +5,8 @@
 It trains, prunes, shrinks, distils, quantizes, exports, verifies and measures, skips what it did
 before, and ends with a table in the terminal, and as JSON, PNG and one HTML page in the workdir,
 beside `model_int8.tflite`. `--config.section.key=value` changes a setting and redoes the stages
-that depend on it; `--until=train` stops after a stage.
+that depend on it; `--until=train` stops after a stage. A config with a section `search` finds out
+how far its network can be compressed instead (`search.py`).
 """
 
 import json
@@ -14,107 +15,45 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from compressjax import _atomic, report, training
-from compressjax.report import page, plots, table
-from experiments import stages
-from experiments.pipeline import Result, run_stages
+from compressjax import training
+from experiments import reports, search, stages
+from experiments.pipeline import Result, Stage, run_stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a Python file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run goes.")
 UNTIL = flags.DEFINE_enum(
     "until",
     None,
-    [stage.name for stage in stages.STAGES],
+    sorted({stage.name for stage in (*stages.STAGES, *search.STAGES)}),
     "Stop after this stage, without a report. The same command without it goes on from there.",
 )
 
 
-def stage_rows(results: dict[str, Result], int8_file: str) -> list[report.StageRow]:
-    """Put the figures of the stages together, dense network first, int8 file last.
+class Kind(NamedTuple):
+    """What an experiment does.
 
-    Args:
-      results: of all stages.
-      int8_file: name of the int8 file that is shipped.
-
-    Returns:
-      One row a network. The accuracy of the int8 file is LiteRT's own.
+    Attributes:
+      stages: in order.
+      report: `(config, results, workdir, command) -> what was promised and whether it was reached`.
     """
-    files, latencies = results["export"].figures, results["benchmark"].figures
-    rows = []
-    for name in (*stages.FLOAT_FILES, "quantize"):
-        figures = results[name].figures
-        file = files[int8_file if name == "quantize" else name]
-        accuracy = figures["accuracy"]
-        if name == "quantize":
-            accuracy = results["verify"].figures[int8_file]["accuracy"]
-        rows.append(
-            report.StageRow(
-                stage=name,
-                parameters=figures["parameters"],
-                nonzero=figures["nonzero"],
-                macs=figures["macs"],
-                file_bytes=file["file_bytes"],
-                gzip_bytes=file["gzip_bytes"],
-                entropy_bytes=file["entropy_bytes"],
-                accuracy=accuracy,
-                latency_ms=latencies[file["file"]]["p50_ms"],
-            )
-        )
-    return rows
+
+    stages: tuple[Stage, ...]
+    report: Callable[[Any, dict[str, Result], pathlib.Path, str], dict[str, bool]]
 
 
-def verify_rows(results: dict[str, Result]) -> list[report.VerifyRow]:
-    """Put the figures of the verification together.
-
-    Args:
-      results: of all stages.
-
-    Returns:
-      One row a file.
-    """
-    return [
-        report.VerifyRow(
-            model=name, **{key: value for key, value in figures.items() if key != "accuracy"}
-        )
-        for name, figures in results["verify"].figures.items()
-    ]
+_COMPRESSION = Kind(stages.STAGES, reports.compression)
+_SEARCH = Kind(search.STAGES, reports.search)
 
 
-def expectations(
-    expect: Any, rows: Sequence[report.StageRow], verified: Sequence[report.VerifyRow]
-) -> dict[str, bool]:
-    """Say which of the figures that the config promises were reached.
-
-    Args:
-      expect: the section `expect` of a config.
-      rows: from `stage_rows`.
-      verified: from `verify_rows`.
-
-    Returns:
-      Whether it was reached, by what was promised.
-    """
-    dense, last = rows[0], rows[-1]
-    drop, smaller = dense.accuracy - last.accuracy, dense.file_bytes / last.file_bytes
-    differing = sum(row.differing for row in verified)
-    return {
-        f"dense accuracy {100 * dense.accuracy:.2f} %, at least "
-        f"{100 * expect.dense_accuracy:.2f} %": dense.accuracy >= expect.dense_accuracy,
-        f"accuracy lost {100 * drop:.2f} points, at most {100 * expect.accuracy_drop:.2f}": drop
-        <= expect.accuracy_drop,
-        f"file {smaller:.1f} times smaller, at least {expect.times_smaller:.1f}": (
-            smaller >= expect.times_smaller
-        ),
-        f"differing values {differing:,}, at most {expect.differing:,}": (
-            differing <= expect.differing
-        ),
-    }
+def kind_of(config: Any) -> Kind:
+    """Say what a config asks for: a search where it has that section, else a compression."""
+    return _SEARCH if "search" in config else _COMPRESSION
 
 
 def run(config: Any, workdir: pathlib.Path, command: str) -> dict[str, bool]:
@@ -128,27 +67,8 @@ def run(config: Any, workdir: pathlib.Path, command: str) -> dict[str, bool]:
     Returns:
       What was promised and whether it was reached.
     """
-    results = run_stages(stages.STAGES, config, workdir)
-    for name in (stages.FLOAT_FILES["train"], stages.INT8_FILE):
-        data = (results["export"].directory / name).read_bytes()
-        _atomic.write_bytes(workdir / name, data)
-    rows, verified = stage_rows(results, stages.INT8_FILE), verify_rows(results)
-    reached = expectations(config.expect, rows, verified)
-    dataset = (
-        f"{config.data.name}, {config.data.train_split} to train on, {config.data.test_split} "
-        f"to test on ({results['train'].figures['total']:,} images)"
-    )
-    origin = report.provenance(command, dataset, config.seed)
-    value = report.to_json(rows, verified, origin) | {"reached": reached}
-    value["seconds"] = {name: result.seconds for name, result in results.items()}
-    _atomic.write_json(workdir / "report.json", value)
-    _atomic.write_bytes(workdir / "report.png", plots.overview(rows))
-    _atomic.write_text(workdir / "report.html", page.render(config.title, rows, verified, origin))
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table.stages(rows), table.verification(verified))
-    for text, good in reached.items():
-        console.print(f"{'reached' if good else 'MISSED '}  {text}", highlight=False)
-    return reached
+    kind = kind_of(config)
+    return kind.report(config, run_stages(kind.stages, config, workdir), workdir, command)
 
 
 def run_until(config: Any, workdir: pathlib.Path, last: str) -> dict[str, Result]:
@@ -161,9 +81,15 @@ def run_until(config: Any, workdir: pathlib.Path, last: str) -> dict[str, Result
 
     Returns:
       The result of every stage that ran.
+
+    Raises:
+      ValueError: the config has no such stage.
     """
-    names = [stage.name for stage in stages.STAGES]
-    return run_stages(stages.STAGES[: names.index(last) + 1], config, workdir)
+    steps = kind_of(config).stages
+    names = [stage.name for stage in steps]
+    if last not in names:
+        raise ValueError(f"this config has no stage {last!r}; its stages are {', '.join(names)}.")
+    return run_stages(steps[: names.index(last) + 1], config, workdir)
 
 
 def _ours(record: stdlib_logging.LogRecord) -> bool:

@@ -1,7 +1,7 @@
 """A stage that finds how far a trained network can be compressed: `cj.compress_until`, on the disk.
 
 A killed search goes on in the middle of a round: every round trains in a directory of its own, and
-finished rounds are checkpoints. `run_search.py` is the program.
+finished rounds are checkpoints. `run.py` runs it for a config with a section `search`.
 """
 
 import functools
@@ -17,10 +17,9 @@ import compressjax as cj
 from compressjax import data as datasets
 from compressjax import pruning, training
 from compressjax.search import Cut, Masked, Round, Search, by_channels, by_masks
-from experiments import fitting, networks
+from experiments import fitting, networks, stages
 from experiments.networks import Network, Variables
 from experiments.pipeline import Figures, Results, Stage
-from experiments.stages import STAGES
 
 
 class Kind(NamedTuple):
@@ -96,9 +95,7 @@ def channels(network: Network, variables: Variables, x: jax.Array, *, round_to: 
     return Kind(
         lambda variables: Cut(variables, {}),
         by_channels(network.apply, variables, x, round_to=round_to),
-        lambda model: narrowed(
-            tuple((name, tuple(at.tolist())) for name, at in model.kept.items())
-        ),
+        of_model,
     )
 
 
@@ -198,7 +195,7 @@ def _restored(
     return Search(best, *history[-2], model, history)
 
 
-SEARCH_STAGES = (
-    STAGES[0],
+STAGES = (
+    stages.STAGES[0],
     Stage("search", search, ("seed", "data", "model", "search"), ("train",)),
 )

@@ -1,6 +1,6 @@
 """How many channels the digits network can lose, a round of cutting and training at a time.
 
-Command:  python -m experiments.run_search --config=experiments/configs/digits_search.py \
+Command:  python -m experiments.run --config=experiments/configs/digits_search.py \
               --workdir=runs/digits_search
 Cost:     about a minute of processor time on 2 CPU cores.
 Reaches:  what `expect` says: the program prints whether it was reached.

@@ -1,6 +1,6 @@
 """How many weights of the digits network can be zero, a round of pruning and training at a time.
 
-Command:  python -m experiments.run_search --config=experiments/configs/digits_search_masks.py \
+Command:  python -m experiments.run --config=experiments/configs/digits_search_masks.py \
               --workdir=runs/digits_search_masks
 Cost:     about a minute of processor time on 2 CPU cores.
 Reaches:  what `expect` says: the program prints whether it was reached.

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from compressjax import training
-from experiments import pipeline, run, stages
+from compressjax import report, training
+from experiments import pipeline, reports, run, stages
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,7 +158,7 @@ def test_a_wrong_flag_is_named_with_what_was_meant(tmp_path, flag, message):
 
 def test_expectations_say_what_was_missed(config):
     row = dict(parameters=1, nonzero=1, macs=1, gzip_bytes=1, entropy_bytes=1)
-    dense = run.report.StageRow("train", **row, file_bytes=800, accuracy=0.99)
-    int8 = run.report.StageRow("quantize", **row, file_bytes=101, accuracy=0.984)
-    reached = run.expectations(config.expect, [dense, int8], [])
+    dense = report.StageRow("train", **row, file_bytes=800, accuracy=0.99)
+    int8 = report.StageRow("quantize", **row, file_bytes=101, accuracy=0.984)
+    reached = reports.expectations(config.expect, [dense, int8], [])
     assert [text.split()[0] for text, good in reached.items() if not good] == ["accuracy", "file"]
