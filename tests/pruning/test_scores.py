@@ -417,3 +417,16 @@ def test_compensation_refuses_evidence_of_another_model(made_for: Any, message: 
 def test_refuses_bad_numbers(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_blocks_are_factored_without_lapack() -> None:
+    # Batched LAPACK calls of several leaves in one program wait for each other for ever on a CPU.
+    params = {"kernel": jnp.ones((64, 8)), "other": jnp.ones((32, 8))}
+    keep = {"kernel": jnp.ones((64, 8), bool), "other": None}
+    score = pruning.optimal_brain_surgeon(block_size=16)
+    state = score.init(params)
+    for function in (
+        lambda: score.values(state, params),
+        lambda: pruning.compensate(state, params, keep),
+    ):
+        assert "lapack" not in jax.jit(function).lower().as_text()

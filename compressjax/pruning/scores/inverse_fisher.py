@@ -49,23 +49,40 @@ def _damped(fisher: jax.Array, damping: jax.Array) -> jax.Array:
     return fisher + jnp.maximum(damping, floor) * eye
 
 
-def inverse_diagonal(matrices: jax.Array) -> jax.Array:
-    """Computes the diagonals of the inverses of symmetric positive matrices.
+def inverse_factor(matrices: jax.Array) -> jax.Array:
+    """Computes the inverses of the Cholesky factors of symmetric positive matrices.
+
+    With `A = L L^T` it is `inv(L)`, so that `inv(A) = inv(L)^T inv(L)`. All blocks are eliminated
+    together, a column at a time: LAPACK's batched calls wait for each other on XLA's CPU threads,
+    and several of them in one program can wait for ever.
 
     Args:
       matrices: float32 [blocks, size, size].
 
     Returns:
-      float32 [blocks, size], positive: columns of the inverse Cholesky factor, squared and summed.
+      float32 [blocks, size, size], lower triangular.
 
     Example:
-      >>> inverse_diagonal(jnp.array([[[2.0, 0.0], [0.0, 4.0]]])).round(3)
-      Array([[0.5 , 0.25]], dtype=float32)
+      >>> inverse_factor(jnp.array([[[4.0, 0.0], [0.0, 16.0]]]))
+      Array([[[0.5 , 0.  ],
+              [0.  , 0.25]]], dtype=float32)
     """
-    factor = jnp.linalg.cholesky(matrices)
-    eye = jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
-    inverse = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-    return jnp.sum(jnp.square(inverse), axis=-2)
+    size = matrices.shape[-1]
+    rows = jnp.arange(size)
+
+    def eliminate(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left, right = carry
+        pivot = jax.lax.dynamic_index_in_dim(left, k, 1)
+        scale = 1 / jnp.sqrt(jax.lax.dynamic_index_in_dim(pivot, k, 2))
+        pivot, other = pivot * scale, jax.lax.dynamic_index_in_dim(right, k, 1) * scale
+        # What is left is symmetric, so the pivot's row is its column too.
+        below = (rows > k).reshape(1, 1, size)
+        factors = jnp.swapaxes(jnp.where(below, pivot, 0.0), 1, 2)
+        here = (rows == k).reshape(1, size, 1)
+        return left - factors * pivot, jnp.where(here, other, right - factors * other)
+
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=matrices.dtype), matrices.shape)
+    return jax.lax.fori_loop(0, size, eliminate, (matrices, eye))[1]
 
 
 def moved(matrices: jax.Array, weights: jax.Array, keep: jax.Array) -> jax.Array:
@@ -92,7 +109,9 @@ def moved(matrices: jax.Array, weights: jax.Array, keep: jax.Array) -> jax.Array
     # Pruned rows are those of the identity: their equations say 0 = 0.
     system = jnp.where(both, matrices, eye)
     pull = jnp.einsum("bij,bj->bi", matrices, jnp.where(keep, 0.0, weights))
-    change = jnp.linalg.solve(system, jnp.where(keep, pull, 0.0)[:, :, None])[:, :, 0]
+    factor = inverse_factor(system)
+    half = jnp.einsum("bij,bj->bi", factor, jnp.where(keep, pull, 0.0))
+    change = jnp.einsum("bji,bj->bi", factor, half)
     return jnp.where(keep, weights + change, 0.0)
 
 
@@ -164,7 +183,8 @@ def optimal_brain_surgeon(
 
     def values(state: BlocksState, params: PyTree) -> PyTree:
         def one(fisher: jax.Array, w: jax.Array) -> jax.Array:
-            inverse = inverse_diagonal(_damped(fisher, state.damping))
+            factor = inverse_factor(_damped(fisher, state.damping))
+            inverse = jnp.sum(jnp.square(factor), axis=-2)
             gain = jnp.square(_blocks(w, block_size)) / (2 * inverse)
             return gain.ravel()[: w.size].reshape(w.shape)
 
