@@ -6,9 +6,9 @@ takes about a minute on 2 CPU cores with the default 5 rounds over 100 million f
 goals there are 2 seconds and 1.25 times the weights' bytes for weights, masks and all that is
 temporary. NumPy partitions a flat copy for a threshold, and neither breaks ties nor writes masks.
 
-On an AMD EPYC (Zen 4) with 2 cores it took 0.49 s of processor time (`--clock=processor`, 0.59 of
-NumPy's), and with 8 to 9 processes waiting for those cores 2.04 s of wall time (0.57);
-medians of 3 rounds. XLA plans 1.250 times the weights' bytes, and a process peaked at 1.28 to 1.29.
+On an AMD EPYC (Zen 4) with 2 cores it took 0.34 s, 0.59 of NumPy's time in the same run (median of
+5 rounds), and 2.04 s with 8 to 9 processes waiting for those cores. XLA plans 1.250 times the
+weights' bytes, and a process peaked at 1.28 times.
 """
 
 import concurrent.futures
