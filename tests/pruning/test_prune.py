@@ -17,6 +17,7 @@ import pytest
 from hypothesis import strategies as st
 
 import compressjax.pruning as pruning
+from tests.support.optimizing import gradients_of, params_of, stepper
 
 _SHAPES = {"conv": (3, 3, 4, 8), "dense": (32, 10)}
 _OPTIMIZERS = {
@@ -29,28 +30,7 @@ _OPTIMIZERS = {
 
 
 def _params(seed: int, dtype: Any = jnp.float32) -> Any:
-    rng = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.asarray(rng.normal(size=shape), dtype),
-            "bias": jnp.asarray(rng.normal(size=shape[-1:]), dtype),
-        }
-        for name, shape in _SHAPES.items()
-    }
-
-
-def _gradients(step: int, params: Any) -> Any:
-    rng = np.random.default_rng(1000 + step)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
-
-
-def _stepper(tx: optax.GradientTransformation) -> Any:
-    @jax.jit
-    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+    return params_of(_SHAPES, seed, dtype)
 
 
 @functools.cache
@@ -58,7 +38,7 @@ def _ramp(optimizer: str) -> tuple[optax.GradientTransformation, Any]:
     tx = pruning.prune(
         _OPTIMIZERS[optimizer](), schedule=pruning.polynomial(0.9, begin=1, end=7, every=2)
     )
-    return tx, _stepper(tx)
+    return tx, stepper(tx)
 
 
 @hypothesis.settings(max_examples=8)
@@ -70,7 +50,7 @@ def test_pruned_weights_are_zero_and_stay_so(optimizer: str, seed: int, dtype: A
     state = tx.init(params)
     before = pruning.masks(state)
     for i in range(10):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
         keep = pruning.masks(state)
         # Steps are counted from 1; the masks of step t are those of the last grid point up to t.
         point = next(p for p in (7, 5, 3, 1, 0) if p <= i + 1)
@@ -92,7 +72,7 @@ def test_a_pruned_weight_does_not_return_for_a_kept_one_that_becomes_zero() -> N
     tx = pruning.prune(optax.sgd(1.0), schedule=pruning.constant(0.25, every=1))
     params = {"dense": {"kernel": jnp.array([[0.5, 3.0, 5.0, 7.0]])}}
     gradients = {"dense": {"kernel": jnp.array([[0.0, 3.0, 0.0, 0.0]])}}
-    state, step = tx.init(params), _stepper(tx)
+    state, step = tx.init(params), stepper(tx)
     params, state = step(params, state, gradients)
     np.testing.assert_array_equal(params["dense"]["kernel"], [[0.0, 0.0, 5.0, 7.0]])
     params, state = step(params, state, gradients)
@@ -105,7 +85,7 @@ def test_narrow_updates_still_give_exact_zeros() -> None:
     halve = optax.stateless(lambda u, p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), u))
     tx = pruning.prune(optax.chain(optax.sgd(0.1), halve), schedule=pruning.one_shot(0.5))
     params = _params(0)
-    params, state = _stepper(tx)(params, tx.init(params), _gradients(0, params))
+    params, state = stepper(tx)(params, tx.init(params), gradients_of(0, params))
     keep = pruning.masks(state)["dense"]["kernel"]
     assert (np.asarray(params["dense"]["kernel"])[~np.asarray(keep)] == 0).all()
 
@@ -115,9 +95,9 @@ def test_unpruned_leaves_train_as_without_prune() -> None:
     tx = pruning.prune(optax.adam(1e-2), schedule=pruning.one_shot(0.5), select=["conv/kernel"])
     plain = optax.adam(1e-2)
     state, plain_state, plain_params = tx.init(params), plain.init(params), params
-    step, plain_step = _stepper(tx), _stepper(plain)
+    step, plain_step = stepper(tx), stepper(plain)
     for i in range(3):
-        gradients = _gradients(i, params)
+        gradients = gradients_of(i, params)
         params, state = step(params, state, gradients)
         plain_params, plain_state = plain_step(plain_params, plain_state, gradients)
     for name, leaf in [("dense", "kernel"), ("dense", "bias"), ("conv", "bias")]:
@@ -128,10 +108,10 @@ def test_unpruned_leaves_train_as_without_prune() -> None:
 def test_the_optimizer_sees_no_gradient_of_pruned_weights() -> None:
     tx = pruning.prune(optax.sgd(0.1, momentum=0.5), schedule=pruning.one_shot(0.5, at=2))
     params = _params(0)
-    state, step = tx.init(params), _stepper(tx)
+    state, step = tx.init(params), stepper(tx)
     traces = []
     for i in range(4):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
         traces.append(np.asarray(state.inner[0].trace["dense"]["kernel"]))
     pruned = ~np.asarray(state.keep["dense"]["kernel"])
     assert (traces[0][pruned] != 0).all()
@@ -148,10 +128,10 @@ def test_the_score_sees_gradients_and_keeps_state() -> None:
     )
     tx = pruning.prune(optax.sgd(0.1), schedule=pruning.one_shot(0.5, at=3), score=total)
     params = _params(0)
-    state, step = tx.init(params), _stepper(tx)
+    state, step = tx.init(params), stepper(tx)
     gathered = np.zeros(_SHAPES["dense"], np.float32)
     for i in range(3):
-        gradients = _gradients(i, params)
+        gradients = gradients_of(i, params)
         gathered += np.abs(np.asarray(gradients["dense"]["kernel"]))
         params, state = step(params, state, gradients)
     expected = np.zeros(gathered.size, bool)
@@ -164,7 +144,7 @@ def test_resumes_bit_for_bit_from_orbax(tmp_path: pathlib.Path) -> None:
     params = _params(3)
     state = tx.init(params)
     for i in range(4):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "checkpoint", {"params": params, "state": state})
         checkpointer.wait_until_finished()
@@ -173,8 +153,8 @@ def test_resumes_bit_for_bit_from_orbax(tmp_path: pathlib.Path) -> None:
     resumed, resumed_state = restored["params"], restored["state"]
     assert jax.tree.structure(resumed_state) == jax.tree.structure(state)
     for i in range(4, 9):
-        params, state = step(params, state, _gradients(i, params))
-        resumed, resumed_state = step(resumed, resumed_state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
+        resumed, resumed_state = step(resumed, resumed_state, gradients_of(i, params))
     for a, b in zip(
         jax.tree.leaves((params, state)), jax.tree.leaves((resumed, resumed_state)), strict=True
     ):
@@ -218,9 +198,9 @@ def test_masks_are_found_in_any_nesting(nesting: str) -> None:
     tx = _NESTINGS[nesting]()
     params = _params(1)
     state = jax.jit(tx.init)(params)
-    step = _stepper(tx)
+    step = stepper(tx)
     for i in range(4):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
     keep = pruning.masks(state)
     assert list(keep) == list(_SHAPES)
     for name, shape in _SHAPES.items():
@@ -239,9 +219,9 @@ def test_masks_are_found_in_any_nesting(nesting: str) -> None:
 def test_masks_of_two_prunes_on_one_leaf_are_joined() -> None:
     tx = pruning.prune(_pruned_sgd(sparsity=0.25), schedule=pruning.one_shot(0.5, at=2))
     params = _params(0)
-    state, step = tx.init(params), _stepper(tx)
+    state, step = tx.init(params), stepper(tx)
     for i in range(2):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
     outer, inner = state.keep["dense"]["kernel"], state.inner.keep["dense"]["kernel"]
     np.testing.assert_array_equal(pruning.masks(state)["dense"]["kernel"], outer & inner)
 

@@ -14,33 +14,13 @@ from hypothesis import strategies as st
 
 from compressjax import pruning
 from compressjax.pruning.regrow import reset_moments
+from tests.support.optimizing import gradients_of, params_of, stepper
 
 _SHAPES = {"conv": (3, 3, 4, 8), "dense": (32, 12)}
 
 
 def _params(seed: int) -> Any:
-    rng = np.random.default_rng(seed)
-    return {
-        name: {
-            "kernel": jnp.asarray(rng.normal(size=shape), jnp.float32),
-            "bias": jnp.asarray(rng.normal(size=shape[-1:]), jnp.float32),
-        }
-        for name, shape in _SHAPES.items()
-    }
-
-
-def _gradients(step: int, params: Any) -> Any:
-    rng = np.random.default_rng(1000 + step)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
-
-
-def _stepper(tx: optax.GradientTransformation) -> Any:
-    @jax.jit
-    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+    return params_of(_SHAPES, seed)
 
 
 _REGROWN = {"set": pruning.set_(0.3), "rigl": pruning.rigl(0.3, end=6)}
@@ -61,13 +41,13 @@ def test_regrowing_keeps_the_count_and_starts_from_zero(
         pattern=_PATTERNS[pattern],
         regrow=_REGROWN[method],
     )
-    step, params = _stepper(tx), _params(seed)
+    step, params = stepper(tx), _params(seed)
     state = tx.init(params)
     size = sum(int(np.prod(shape)) for shape in _SHAPES.values())
     returned = 0
     for i in range(5):
         before, weights = pruning.masks(state), params
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
         keep = pruning.masks(state)
         masks = {name: np.asarray(keep[name]["kernel"]) for name in _SHAPES}
         assert sum(mask.sum() for mask in masks.values()) == size - round(0.7 * size)
@@ -83,7 +63,7 @@ def test_regrowing_keeps_the_count_and_starts_from_zero(
     assert returned > 0
 
 
-def test_what_goes_is_small_and_what_returns_has_large_gradients() -> None:
+def test_what_goes_is_small_and_what_returns_has_largegradients_of() -> None:
     tx = pruning.prune(
         optax.sgd(0.0),
         schedule=pruning.constant(0.5, every=1),
@@ -120,7 +100,7 @@ def test_moments_of_returned_weights_start_over(optimizer: str) -> None:
     params = _params(0)
     fresh = state = tx.init(params)
     for i in range(2):
-        _, state = tx.update(_gradients(i, params), state, params)
+        _, state = tx.update(gradients_of(i, params), state, params)
     rng = np.random.default_rng(0)
     returned = {
         name: {"kernel": jnp.asarray(rng.random(shape) < 0.5), "bias": False}
@@ -167,12 +147,12 @@ def test_resumes_bit_for_bit_in_the_middle_and_prunes_to_zero(
     method: str, tmp_path: pathlib.Path
 ) -> None:
     tx = _METHODS[method](optax.adamw(1e-2, weight_decay=0.1))
-    step, params = _stepper(tx), _params(3)
+    step, params = stepper(tx), _params(3)
     state = tx.init(params)
     abstract = jax.eval_shape(tx.init, params)
     assert jax.tree.structure(abstract) == jax.tree.structure(state)
     for i in range(3):
-        params, state = step(params, state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "checkpoint", {"params": params, "state": state})
         checkpointer.wait_until_finished()
@@ -180,8 +160,8 @@ def test_resumes_bit_for_bit_in_the_middle_and_prunes_to_zero(
         restored = checkpointer.restore(tmp_path / "checkpoint", template)
     resumed, resumed_state = restored["params"], restored["state"]
     for i in range(3, 7):
-        params, state = step(params, state, _gradients(i, params))
-        resumed, resumed_state = step(resumed, resumed_state, _gradients(i, params))
+        params, state = step(params, state, gradients_of(i, params))
+        resumed, resumed_state = step(resumed, resumed_state, gradients_of(i, params))
         keep = pruning.masks(state)
         for name in _SHAPES:
             kernel, mask = params[name]["kernel"], keep[name]["kernel"]
@@ -199,7 +179,7 @@ def test_latent_weights_come_back_with_their_values() -> None:
         schedule=pruning.constant(0.5, every=1),
         latent=pruning.straight_through(),
     )
-    step, params = _stepper(tx), {"kernel": jnp.array([[3.0, 2.0]])}
+    step, params = stepper(tx), {"kernel": jnp.array([[3.0, 2.0]])}
     params, state = step(params, tx.init(params), {"kernel": jnp.zeros((1, 2))})
     np.testing.assert_array_equal(params["kernel"], [[3.0, 0.0]])
     params, state = step(params, state, {"kernel": jnp.array([[0.0, -2.0]])})
@@ -212,7 +192,7 @@ def test_top_kast_leaves_weights_out_of_reach_alone() -> None:
         schedule=pruning.constant(0.75, every=1),
         latent=pruning.top_kast(backward=0.5, decay=0.1),
     )
-    step, params = _stepper(tx), {"kernel": jnp.array([[8.0, 6.0, 2.0, 1.0]])}
+    step, params = stepper(tx), {"kernel": jnp.array([[8.0, 6.0, 2.0, 1.0]])}
     params, state = step(params, tx.init(params), {"kernel": jnp.zeros((1, 4))})
     first = np.asarray(state.held.weights["kernel"])
     for _ in range(3):
@@ -226,7 +206,7 @@ def test_top_kast_leaves_weights_out_of_reach_alone() -> None:
 def test_rewinding_restores_weights_and_learning_rate_schedules() -> None:
     rate = optax.piecewise_constant_schedule(1.0, {2: 0.5})
     tx = pruning.rewind(pruning.prune(optax.sgd(rate), schedule=pruning.one_shot(0.5, at=4)), to=1)
-    step, params = _stepper(tx), {"kernel": jnp.array([[8.0, 1.0]]), "bias": jnp.zeros(1)}
+    step, params = stepper(tx), {"kernel": jnp.array([[8.0, 1.0]]), "bias": jnp.zeros(1)}
     state = tx.init(params)
     seen = []
     for _ in range(6):
