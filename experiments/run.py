@@ -6,7 +6,7 @@ It trains, prunes, shrinks, distils, quantizes, exports, verifies and measures, 
 before, and ends with a table in the terminal, and as JSON, PNG and one HTML page in the workdir,
 beside `model_int8.tflite`. `--config.section.key=value` changes a setting and redoes the stages
 that depend on it; `--until=train` stops after a stage. A config with a section `search` finds out
-how far its network can be compressed instead (`search.py`).
+how far its network can be compressed instead (`search.py`), and ends with a table, JSON and PNG.
 """
 
 import json
@@ -30,7 +30,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run goes
 UNTIL = flags.DEFINE_enum(
     "until",
     None,
-    sorted({stage.name for stage in (*stages.STAGES, *search.STAGES)}),
+    list(dict.fromkeys(stage.name for stage in (*stages.STAGES, *search.STAGES))),
     "Stop after this stage, without a report. The same command without it goes on from there.",
 )
 
@@ -83,12 +83,14 @@ def run_until(config: Any, workdir: pathlib.Path, last: str) -> dict[str, Result
       The result of every stage that ran.
 
     Raises:
-      ValueError: the config has no such stage.
+      app.UsageError: the config has no such stage.
     """
     steps = kind_of(config).stages
     names = [stage.name for stage in steps]
     if last not in names:
-        raise ValueError(f"this config has no stage {last!r}; its stages are {', '.join(names)}.")
+        raise app.UsageError(
+            f"this config has no stage {last!r}; its stages are {', '.join(names)}."
+        )
     return run_stages(steps[: names.index(last) + 1], config, workdir)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import app
 
 from compressjax import training, tree
 from experiments import fitting, networks, pipeline, run, search
@@ -89,16 +90,18 @@ def test_the_best_network_can_be_loaded_and_scores_what_was_said(whole, trained)
             assert not np.any(np.asarray(tree.paths(best.variables)[path])[~np.asarray(keep)])
 
 
-# Saves: two epochs and a finished round, three times, then the best model. The fourth is mid-round.
+# Saves: two epochs and a finished round, three times, then the best model. The fourth is in the
+# middle of a round, the ninth ends the round that missed.
 def test_a_killed_search_goes_on_to_the_same_bits(whole, trained, tmp_path, monkeypatch):
-    _, config, workdir, _ = whole
+    kind, config, workdir, _ = whole
+    saves = {"masks": 4, "channels": 9}[kind]
     shutil.copytree(trained.directory, tmp_path / "train")
     save, steps = training.Checkpoints.save, []
 
     def saved_then_killed(self, step, state):
         save(self, step, state)
         steps.append((self.directory.relative_to(tmp_path), step))
-        if len(steps) == 4:
+        if len(steps) == saves:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Checkpoints, "save", saved_then_killed)
@@ -153,3 +156,8 @@ def test_the_benchmark_scans_kernels_in_the_order_in_which_they_run():
     assert found.dense == pytest.approx(20 / 25)
     for scores in found.scores.values():
         assert scores[0] == found.dense > scores[1]
+
+
+def test_until_names_the_stages_that_there_are(directory, tmp_path):
+    with pytest.raises(app.UsageError, match="no stage 'prune'; its stages are train, search"):
+        run.run_until(tiny_config("masks", directory), tmp_path, "prune")
