@@ -17,7 +17,7 @@ import numpy as np
 
 from compressjax import tree
 from compressjax.pruning.budgets import Budget
-from compressjax.pruning.choose import UNIFORM, UNSTRUCTURED, check_leaf, choose_leaves
+from compressjax.pruning.choose import UNIFORM, UNSTRUCTURED, choose_leaves, selected_leaves
 from compressjax.pruning.masks import apply_masks
 from compressjax.pruning.patterns import Pattern
 from compressjax.pruning.schedules import check_sparsity
@@ -202,10 +202,7 @@ def by_masks(
 
     @jax.jit
     def chosen(model: Masked, sparsity: jax.Array) -> Masked:
-        scores = tree.paths(values(model.variables))
-        scores = {path: scores[path] for path in tree.match(select, scores, what="select")}
-        for path, leaf in scores.items():
-            check_leaf(path, leaf, pattern)
+        scores = selected_leaves(values(model.variables), select, pattern)
         live = None if model.keep is None else tree.paths(model.keep)
         masks = choose_leaves(scores, sparsity, budget, pattern, live=live)
         keep = tree.map_with_path(lambda path, _: masks.get(path), model.variables)

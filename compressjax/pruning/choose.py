@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compressjax import tree
 from compressjax.pruning import budgets, patterns
@@ -21,7 +22,7 @@ Leaves = Mapping[str, jax.Array]
 
 UNIFORM = budgets.uniform()
 UNSTRUCTURED = patterns.unstructured()
-_FIRST = jnp.uint32(2**32 - 1)
+_FIRST = np.uint32(2**32 - 1)  # of NumPy: an array of JAX would choose its devices at import
 
 
 class Growth(NamedTuple):
@@ -43,13 +44,29 @@ class _Ranked(NamedTuple):
     keep: Any
 
 
+def as_is(values: jax.Array) -> jax.Array:
+    """Says that values are scores already, where a function of weights is asked for.
+
+    Args:
+      values: scores of a leaf.
+
+    Returns:
+      The same.
+
+    Example:
+      >>> as_is(jnp.float32(2.0)).item()
+      2.0
+    """
+    return values
+
+
 def choose_leaves(
     values: Leaves,
     sparsity: jax.Array | float,
     budget: budgets.Budget,
     pattern: patterns.Pattern,
     *,
-    of_weight: Callable[[jax.Array], jax.Array] = lambda values: values,
+    of_weight: Callable[[jax.Array], jax.Array] = as_is,
     live: Leaves | None = None,
     growth: Growth | None = None,
 ) -> dict[str, jax.Array]:
@@ -133,27 +150,38 @@ def choose_leaves(
     return {path: keep.get(path, jnp.zeros(shape, bool)) for path, shape in shapes.items()}
 
 
-def check_leaf(path: str, leaf: Any, pattern: patterns.Pattern) -> None:
-    """Refuses a leaf that cannot be pruned.
+def selected_leaves(
+    values: PyTree, select: str | Sequence[str], pattern: patterns.Pattern
+) -> dict[str, Any]:
+    """Lists the leaves that are to be pruned, after checking that they can be.
 
     Args:
-      path: of the leaf.
-      leaf: anything with a shape and a dtype.
+      values: tree of anything with a shape and a dtype.
+      select: globs of the leaves.
       pattern: that masks will have.
 
+    Returns:
+      The leaves by path.
+
     Raises:
-      TypeError: if the leaf is not of real floating numbers.
-      ValueError: if the pattern does not fit it.
+      ValueError: if a glob matches nothing, or the pattern does not fit a leaf.
+      TypeError: if a leaf is not of real floating numbers.
 
     Example:
-      >>> check_leaf('kernel', jnp.ones((2, 2)), patterns.unstructured())
+      >>> params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+      >>> list(selected_leaves(params, '**/kernel', patterns.unstructured()))
+      ['kernel']
     """
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise TypeError(
-            f"{path} has dtype {leaf.dtype}; only real floating parameters can be pruned, leave it "
-            "out of select"
-        )
-    pattern.check(path, jnp.shape(leaf))
+    leaves = tree.paths(values)
+    selected = {path: leaves[path] for path in tree.match(select, leaves, what="select")}
+    for path, leaf in selected.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{path} has dtype {leaf.dtype}; only real floating parameters can be pruned, "
+                "leave it out of select"
+            )
+        pattern.check(path, jnp.shape(leaf))
+    return selected
 
 
 def choose(
@@ -163,7 +191,7 @@ def choose(
     budget: budgets.Budget = UNIFORM,
     pattern: patterns.Pattern = UNSTRUCTURED,
     select: str | Sequence[str] = "**/kernel",
-    of_weight: Callable[[jax.Array], jax.Array] = lambda values: values,
+    of_weight: Callable[[jax.Array], jax.Array] = as_is,
 ) -> PyTree:
     """Chooses the masks that keep the highest scores.
 
@@ -192,9 +220,6 @@ def choose(
     """
     if not isinstance(sparsity, jax.Array):
         check_sparsity(sparsity, "sparsity")
-    leaves = tree.paths(values)
-    selected = {path: leaves[path] for path in tree.match(select, leaves, what="select")}
-    for path, leaf in selected.items():
-        check_leaf(path, leaf, pattern)
+    selected = selected_leaves(values, select, pattern)
     keep = choose_leaves(selected, sparsity, budget, pattern, of_weight=of_weight)
     return tree.map_with_path(lambda path, _: keep.get(path), values)

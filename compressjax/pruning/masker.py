@@ -11,17 +11,13 @@ import jax.numpy as jnp
 
 from compressjax import tree
 from compressjax.pruning.budgets import Budget
-from compressjax.pruning.choose import Growth, check_leaf, choose_leaves
+from compressjax.pruning.choose import Growth, as_is, choose_leaves, selected_leaves
 from compressjax.pruning.patterns import Pattern
 from compressjax.pruning.regrow import Regrow
 from compressjax.pruning.schedules import Schedule
 from compressjax.pruning.scores import Score
 
 PyTree = Any
-
-
-def _same(values: jax.Array) -> jax.Array:
-    return values
 
 
 class Masker(NamedTuple):
@@ -62,10 +58,7 @@ def everything(params: PyTree, select: str | Sequence[str], pattern: Pattern) ->
       >>> everything({'kernel': jnp.ones((1, 2)), 'bias': 0.0}, '**/kernel', unstructured())
       {'bias': None, 'kernel': Array([[ True,  True]], dtype=bool)}
     """
-    leaves = tree.paths(params)
-    selected = set(tree.match(select, leaves, what="select"))
-    for path in selected:
-        check_leaf(path, leaves[path], pattern)
+    selected = selected_leaves(params, select, pattern)
     return tree.map_with_path(
         lambda path, x: jnp.ones_like(x, dtype=bool) if path in selected else None, params
     )
@@ -132,7 +125,7 @@ def masker(
     ) -> dict[str, jax.Array]:
         values, of_weight, growth = of(live, weights), score.of_weight, None
         if of_weight is None or (regrow is not None and regrow.start is not None):
-            values, of_weight = of(live, score.values(evidence, weights)), _same
+            values, of_weight = of(live, score.values(evidence, weights)), as_is
         if regrow is not None:
             fraction = regrow.fraction(step)
             if regrow.start is not None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax import tree
-from compressjax.pruning.choose import UNIFORM, UNSTRUCTURED, check_leaf, choose_leaves
+from compressjax.pruning.choose import UNIFORM, UNSTRUCTURED, choose_leaves, selected_leaves
 from compressjax.pruning.patterns import Pattern
 from compressjax.pruning.schedules import check_sparsity
 
@@ -115,11 +115,9 @@ def sensitivity(
       (21.0, {'a/kernel': [21.0, 20.0], 'b/kernel': [21.0, 13.0]})
     """
     sparsities = check_levels(levels)
-    leaves = tree.paths(params)
     given = {} if values is None else tree.paths(values)
-    selected = tree.match(select, leaves, what="select")
-    for path in selected:
-        check_leaf(path, leaves[path], pattern)
+    leaves = selected_leaves(params, select, pattern)
+    for path in leaves:
         if values is not None and jnp.shape(given.get(path, 0.0)) != leaves[path].shape:
             found = f"shape {jnp.shape(given[path])}" if path in given else "nothing"
             raise ValueError(
@@ -134,5 +132,5 @@ def sensitivity(
         return float(evaluate(tree.replace(params, {path: pruned})))
 
     dense = float(evaluate(params))
-    scores = {path: np.array([score(path, level) for level in sparsities]) for path in selected}
+    scores = {path: np.array([score(path, level) for level in sparsities]) for path in leaves}
     return Sensitivity(np.array(sparsities), dense, scores)
