@@ -3,7 +3,9 @@
 Without it sparsity only removes. A method here lets some of the weights that are kept go, and as
 many others return, so that a network which is sparse from its first step finds its own shape: the
 schedule is `constant`, and the budget stays exact. Weights return from zero, and their moments in
-the optimizer start over. Methods that keep the values of pruned weights are in `latent.py`.
+the optimizer start over; Adam, whose bias correction is over by then, moves them by several times
+the learning rate at first, so the papers' optimizer, SGD with momentum, is the safer one. Methods
+that keep the values of pruned weights are in `latent.py`.
 """
 
 import math
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from compressjax.pruning import scores
+from compressjax.pruning.schedules import check_count
 
 PyTree = Any
 
@@ -45,8 +48,7 @@ def _fraction(fraction: float, end: int | None) -> Callable[[jax.Array], jax.Arr
         )
     if end is None:
         return lambda step: jnp.float32(fraction)
-    if isinstance(end, bool) or not isinstance(end, int) or end < 1:
-        raise ValueError(f"end must be a number of updates of at least 1, or None, found {end!r}")
+    check_count(end, "end", 1)
 
     def falling(step: jax.Array) -> jax.Array:
         progress = jnp.minimum(step / end, 1.0).astype(jnp.float32)
@@ -79,6 +81,7 @@ def set_(
 
     Raises:
       ValueError: if `fraction` is not in (0, 1) or `end` is not at least 1.
+      TypeError: if `end` is not an int.
 
     Example:
       >>> regrow = set_(0.3)
@@ -113,6 +116,7 @@ def rigl(
 
     Raises:
       ValueError: if `fraction` is not in (0, 1) or `end` is not at least 1.
+      TypeError: if `end` is not an int.
 
     Example:
       >>> [round(float(rigl(0.3, end=100).fraction(jnp.int32(step))), 3) for step in (0, 50, 100)]

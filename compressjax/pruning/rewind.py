@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from compressjax.pruning.masks import PruneState, apply_masks
+from compressjax.pruning.schedules import check_count
 
 PyTree = Any
 
@@ -63,10 +64,7 @@ def rewind(
       >>> params['kernel']
       Array([[3., 0.]], dtype=float32)
     """
-    if isinstance(to, bool) or not isinstance(to, int):
-        raise TypeError(f"to must be an int (a number of updates), found {to!r}")
-    if to < 0:
-        raise ValueError(f"to must be at least 0, found {to}")
+    check_count(to, "to", 0)
 
     def init(params: PyTree) -> RewindState:
         pruned = tx.init(params)

@@ -1,9 +1,5 @@
 """Patterns: N:M against a sort of every group, units against labels, and both while regrowing."""
 
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import hypothesis
@@ -16,6 +12,7 @@ from hypothesis import strategies as st
 
 from compressjax import pruning
 from tests.support import mask_oracles
+from tests.support.devices import run_on_eight_devices
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2), (4, 8)])
@@ -218,17 +215,7 @@ print('meshes agree')
 
 
 def test_units_of_sharded_leaves() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _MESH_PROGRAM],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "meshes agree" in result.stdout
+    assert "meshes agree" in run_on_eight_devices(_MESH_PROGRAM)
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 4), (5, 4), (-1, 4)])

@@ -1,10 +1,7 @@
 """`prune` under real optimizers: exact zeros, exact counts, masks that only grow, exact resume."""
 
 import functools
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import hypothesis
@@ -17,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 import compressjax.pruning as pruning
+from tests.support.devices import run_on_eight_devices
 from tests.support.optimizing import gradients_of, params_of, stepper
 
 _SHAPES = {"conv": (3, 3, 4, 8), "dense": (32, 10)}
@@ -327,14 +325,4 @@ print('meshes agree')
 
 
 def test_masks_on_eight_devices_equal_those_on_one() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _MESH_PROGRAM],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "meshes agree" in result.stdout
+    assert "meshes agree" in run_on_eight_devices(_MESH_PROGRAM)

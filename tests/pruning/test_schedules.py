@@ -161,5 +161,5 @@ def test_refuses_steps_that_make_no_sense(make: Callable[[], Schedule], message:
     ],
 )
 def test_refuses_what_is_not_a_whole_number(make: Callable[[], Schedule], name: str) -> None:
-    with pytest.raises(TypeError, match=f"^{name} must be an int, found .* counted in updates"):
+    with pytest.raises(TypeError, match=f"^{name} must be an int, found .*; pass a whole number$"):
         make()

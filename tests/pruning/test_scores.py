@@ -409,7 +409,6 @@ def test_compensation_refuses_evidence_of_another_model(made_for: Any, message: 
         (lambda: pruning.grasp(batches=0), "batches must be .* found 0"),
         (lambda: pruning.optimal_brain_damage(every=0), "every must be"),
         (lambda: pruning.optimal_brain_surgeon(block_size=0), "block_size must be"),
-        (lambda: pruning.optimal_brain_surgeon(block_size=2.0), "block_size must be"),
         (lambda: pruning.optimal_brain_surgeon(damping=0.0), "damping must be positive"),
         (lambda: pruning.optimal_brain_surgeon(decay=2.0), "decay must be"),
     ],
@@ -417,6 +416,11 @@ def test_compensation_refuses_evidence_of_another_model(made_for: Any, message: 
 def test_refuses_bad_numbers(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_refuses_blocks_of_a_fraction() -> None:
+    with pytest.raises(TypeError, match="block_size must be an int, found 2.0"):
+        pruning.optimal_brain_surgeon(block_size=2.0)  # type: ignore[arg-type]
 
 
 def test_blocks_are_factored_without_lapack() -> None:

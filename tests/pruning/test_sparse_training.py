@@ -266,7 +266,7 @@ def test_bad_arguments() -> None:
     for wrong in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match=rf"fraction must be in \(0, 1\), found {wrong}"):
             pruning.set_(wrong)
-    with pytest.raises(ValueError, match="end must be a number of updates of at least 1"):
+    with pytest.raises(ValueError, match="end must be at least 1, found 0"):
         pruning.rigl(end=0)
     with pytest.raises(ValueError, match=r"backward must be in \[0, 1\), found 1.0"):
         pruning.top_kast(backward=1.0)
@@ -283,7 +283,7 @@ def test_bad_arguments() -> None:
         )
     with pytest.raises(ValueError, match="to must be at least 0, found -1"):
         pruning.rewind(pruning.prune(plain, schedule=pruning.one_shot(0.5)), to=-1)
-    with pytest.raises(TypeError, match=r"to must be an int .*, found 1.5"):
+    with pytest.raises(TypeError, match=r"to must be an int, found 1.5"):
         pruning.rewind(pruning.prune(plain, schedule=pruning.one_shot(0.5)), to=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="rewind goes around what prune"):
         pruning.rewind(optax.with_extra_args_support(plain)).init(_params(0))

@@ -1,8 +1,6 @@
 """Observers on many devices: sharded arrays and merged states give the range of one device."""
 
-import os
-import subprocess
-import sys
+from tests.support.devices import run_on_eight_devices
 
 PROGRAM = """
 import functools
@@ -62,13 +60,4 @@ print("same")
 
 
 def test_eight_devices_find_the_range_of_one():
-    # First, for XLA stops reading at what it does not know.
-    flags = "--xla_force_host_platform_device_count=8 " + os.environ["XLA_FLAGS"]
-    found = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout.split()[-1:] == ["same"], found.stderr[-2000:]
+    assert run_on_eight_devices(PROGRAM).split()[-1:] == ["same"]

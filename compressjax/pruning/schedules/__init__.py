@@ -7,10 +7,11 @@ growing sparsity never recompiles a training step.
 
 from compressjax.pruning.schedules.phases import constant, cyclic, one_shot
 from compressjax.pruning.schedules.ramps import cosine, exponential, iterative, polynomial
-from compressjax.pruning.schedules.schedule import Schedule, check_sparsity
+from compressjax.pruning.schedules.schedule import Schedule, check_count, check_sparsity
 
 __all__ = [
     "Schedule",
+    "check_count",
     "check_sparsity",
     "constant",
     "cosine",

@@ -43,7 +43,7 @@ def check_count(count: int, name: str, least: int) -> None:
     """Refuses what is not a whole number, or too small a one.
 
     Args:
-      count: of updates or rounds.
+      count: of updates, rounds or anything else.
       name: of the argument, for the error message.
       least: the smallest that makes sense.
 
@@ -55,6 +55,6 @@ def check_count(count: int, name: str, least: int) -> None:
       >>> check_count(100, 'every', 1)
     """
     if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"{name} must be an int, found {count!r}; steps are counted in updates")
+        raise TypeError(f"{name} must be an int, found {count!r}; pass a whole number")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, found {count}")

@@ -55,23 +55,6 @@ def check_decay(decay: float) -> None:
         )
 
 
-def check_count(value: int, name: str) -> None:
-    """Refuses anything but a positive whole number.
-
-    Args:
-      value: the number.
-      name: of the argument, for the error.
-
-    Raises:
-      ValueError: if it is not a whole number of at least 1.
-
-    Example:
-      >>> check_count(1, 'every')
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}")
-
-
 def wide(x: jax.Array) -> jax.Array:
     """Casts to float32, in which all evidence is held.
 

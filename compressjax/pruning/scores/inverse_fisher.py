@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from compressjax import tree
 from compressjax.pruning.masks import fitting
-from compressjax.pruning.scores.base import Score, check_count, check_decay, wide
+from compressjax.pruning.schedules import check_count
+from compressjax.pruning.scores.base import Score, check_decay, wide
 
 PyTree = Any
 
@@ -153,7 +154,7 @@ def optimal_brain_surgeon(
       >>> [round(float(value), 3) for value in score.values(state, w)]
       [0.75, 3.0, 4.5]
     """
-    check_count(block_size, "block_size")
+    check_count(block_size, "block_size", 1)
     check_decay(decay)
     if not damping > 0.0:
         raise ValueError(
