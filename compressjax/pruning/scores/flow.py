@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from compressjax.pruning.scores.base import Score, check_count, none_yet, wide
+from compressjax.pruning.schedules import check_count
+from compressjax.pruning.scores.base import Score, none_yet, wide
 
 PyTree = Any
 
@@ -57,15 +58,16 @@ def grasp(*, batches: int = 1) -> Score:
     Here the highest are kept, so values are `w * (H g)`. Use `one_shot` before training.
 
     Args:
-      batches: evidence is summed over this many first steps, about two more gradients each; later
-        steps cost nothing.
+      batches: evidence is summed over this many first steps, about two more gradients each, on a
+        CPU several times that where there are convolutions; later steps cost nothing.
 
     Returns:
       A `Score` whose update takes `obj_fn`, `params -> loss []` on the batch of the step; its
       state is a `GraspState`. `g` are the gradients that `update` is given.
 
     Raises:
-      ValueError: if `batches` is not a whole number of at least 1.
+      ValueError: if `batches` is under 1.
+      TypeError: if it is not an int.
 
     Example:
       >>> score, w = grasp(), jnp.array([1.0, 2.0])
@@ -73,7 +75,7 @@ def grasp(*, batches: int = 1) -> Score:
       >>> score.values(state, w)
       Array([ 6., 24.], dtype=float32)
     """
-    check_count(batches, "batches")
+    check_count(batches, "batches", 1)
 
     def update(
         gradients: PyTree,
