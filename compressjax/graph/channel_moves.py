@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressjax.graph.ir import Op
+from compressjax.graph.ir import Literal, Op, Value
 from compressjax.graph.reorder import take_positions
-from compressjax.graph.units import Axes, Units, kept_shape
+from compressjax.graph.units import UNKNOWN, ZERO, Axes, Units, kept_shape
 
 Couple = Callable[[Units, Op, Sequence[Axes]], Sequence[Axes]]
 Narrow = Callable[[Op, Sequence[Any], Sequence[Axes], Sequence[Axes]], Sequence[Any]]
@@ -29,6 +29,11 @@ class Rule(NamedTuple):
 
     couple: Couple
     narrow: Narrow | None = None
+
+
+def is_zero(value: Value) -> bool:
+    """Tells whether a value is the number zero, as the function wrote it down."""
+    return isinstance(value, Literal) and not np.any(value.value)
 
 
 def _transpose(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
@@ -56,12 +61,11 @@ def _broadcast(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
             out[i] = axis
         else:
             units.freeze(axis, f"{op.name}: one position is spread over many", plain=True)
-    return [
-        tuple(
-            units.fresh(size) if axis is None else axis
-            for axis, size in zip(out, op.out_shape, strict=True)
-        )
-    ]
+    for i, size in enumerate(op.out_shape):
+        if out[i] is None:  # the same at each of the new positions
+            alike = ZERO if is_zero(op.inputs[0]) else units.label((op.outputs[0], i))
+            out[i] = units.fresh(size, alike)
+    return [tuple(out)]
 
 
 def _narrow_broadcast(
@@ -73,21 +77,19 @@ def _narrow_broadcast(
 
 def _concatenate(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     joined = op.params["dimension"]
-    for axes in ins[1:]:
-        for i, axis in enumerate(axes):
-            if i != joined:
-                units.tie(ins[0][i], axis)
-    whole = np.concatenate([axes[joined] for axes in ins])
-    return [tuple(whole if i == joined else axis for i, axis in enumerate(ins[0]))]
+    return [
+        tuple(
+            np.concatenate(axes) if i == joined else units.join(axes)
+            for i, axes in enumerate(zip(*ins, strict=True))
+        )
+    ]
 
 
 def _stack(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
-    for axes in ins[1:]:
-        for first, axis in zip(ins[0], axes, strict=True):
-            units.tie(first, axis)
     new = op.params["axis"]
     axis = units.fixed(len(ins), f"{op.name}: the axis along which arrays are stacked")
-    return [(*ins[0][:new], axis, *ins[0][new:])]
+    others = [units.join(axes) for axes in zip(*ins, strict=True)]
+    return [(*others[:new], axis, *others[new:])]
 
 
 def _unstack(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
@@ -166,13 +168,16 @@ def _narrow_take(
 
 def _pad(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     out = []
+    rest = ZERO if is_zero(op.inputs[1]) else UNKNOWN
     for i, (low, high, interior) in enumerate(op.params["padding_config"]):
         axis = ins[0][i]
+        if rest != ZERO:  # the padding of other axes reaches cut positions of this one
+            axis = units.join([axis], np.full(len(axis), UNKNOWN))
         if low < 0 or high < 0 or interior:
             units.freeze(axis, f"{op.name}: padded between positions, or cropped", plain=True)
             axis = units.fixed(op.out_shape[i], f"{op.name}: padded positions")
         elif low or high:
-            axis = np.concatenate([units.fresh(low), axis, units.fresh(high)])
+            axis = np.concatenate([units.fresh(low, rest), axis, units.fresh(high, rest)])
         out.append(axis)
     return [tuple(out)]
 
@@ -263,9 +268,12 @@ def _unmerge(units: Units, op: Op, axis: np.ndarray, sizes: Sequence[int]) -> Se
         range(len(sizes)),
         key=lambda i: (bool((rows[i] == rows[i][:, :1]).all()), sizes[i], i),
     )
-    units.tie(rows[chosen][:, :1], rows[chosen])
-    why = f"{op.name}: split from channels that are cut the same way along it"
-    return [rows[i][:, 0] if i == chosen else units.fixed(n, why) for i, n in enumerate(sizes)]
+    tied = np.moveaxis(axis.reshape(sizes), chosen, -1).reshape(-1, sizes[chosen])
+    units.tie(tied[0], tied)
+    zero = (units.rest(tied) == ZERO).all(0)
+    out = [units.fixed(n, f"{op.name}: split from channels that are cut alike") for n in sizes]
+    out[chosen] = units.join([tied[0]], np.where(zero, ZERO, UNKNOWN))
+    return out
 
 
 def _narrow_reshape(
@@ -322,13 +330,15 @@ def _narrow_slice_sizes(
 
 
 def _dynamic_update_slice(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    out = []
     for axis, part in zip(ins[0], ins[1], strict=True):
         if len(axis) == len(part):
-            units.tie(axis, part)
-        else:
-            for units_of in (axis, part):
-                units.freeze(units_of, f"{op.name}: written where the data says")
-    return [ins[0]]
+            out.append(units.join([axis, part]))
+            continue
+        out.append(axis)
+        for units_of in (axis, part):
+            units.freeze(units_of, f"{op.name}: written where the data says")
+    return [tuple(out)]
 
 
 MOVES: dict[str, Rule] = {

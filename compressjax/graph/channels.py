@@ -18,7 +18,7 @@ import numpy as np
 
 from compressjax.graph.channel_rules import RULES, without_rule
 from compressjax.graph.ir import Graph, Literal, Op, Value
-from compressjax.graph.units import Axes, Units
+from compressjax.graph.units import UNKNOWN, ZERO, Axes, Units
 
 Place = tuple[str, int]  # a variable's path and one of its axes
 
@@ -29,11 +29,14 @@ class Channels:
 
     Attributes:
       units: the union-find over all units.
-      axes: for each value, its units by axis; `[D]` int64 for an axis of length `D`.
+      axes: for each value, the class of its units by axis; `[D]` int64 for an axis of length `D`.
+      zero: for each value, by axis, whether it holds only zeros at a position that is cut, if every
+        variable is zero where it is cut; `[D]` booleans.
     """
 
     units: Units
     axes: Mapping[Value, Axes]
+    zero: Mapping[Value, Axes]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +127,11 @@ def couple(
     for i, value in enumerate(graph.outputs if hold_outputs else ()):
         for axis in _read(units, axes, value):
             units.freeze(axis, f"output {i} of the function has this width")
-    return Channels(units, {v: tuple(units.find(a) for a in found) for v, found in axes.items()})
+    return Channels(
+        units,
+        {value: tuple(map(units.find, found)) for value, found in axes.items()},
+        {value: tuple(units.rest(a) == ZERO for a in found) for value, found in axes.items()},
+    )
 
 
 def groups(graph: Graph, channels: Channels) -> tuple[Group, ...]:
@@ -225,8 +232,12 @@ def frozen(graph: Graph, channels: Channels) -> dict[str, str]:
 
 def _sources(units: Units, graph: Graph) -> dict[Value, Axes]:
     """Fresh units for all that operations start from."""
-    values = (*graph.inputs.values(), *graph.variables.values(), *graph.constants)
-    return {value: tuple(units.fresh(size) for size in value.shape) for value in values}
+    sources = {value: UNKNOWN for value in (*graph.inputs.values(), *graph.constants)}
+    sources.update(dict.fromkeys(graph.variables.values(), ZERO))
+    return {
+        value: tuple(units.fresh(size, rest) for size in value.shape)
+        for value, rest in sources.items()
+    }
 
 
 def _read(units: Units, axes: Mapping[Value, Axes], value: Value) -> Axes:

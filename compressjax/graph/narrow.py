@@ -1,5 +1,11 @@
 """Running a graph at fewer positions: what is left of every operation when channels are gone.
 
+What is gone counts as zero: the narrowed function equals the whole one over variables that are zero
+at every cut position. Only sums over channels could tell the difference: a variance has one term
+for each channel, cut or not. Where what they sum is not zero at cut positions, it is the same at
+all of them; that one position, the rest of the axis, is computed beside the others and counted as
+often as positions were cut.
+
 `channels` says what belongs together; given which positions of the variables are kept, `narrow`
 works out what is kept of every other value, and evaluates. The cut is named by variable, axis and
 position, so it applies to any function of the same variables: another batch size, or training mode.
@@ -9,14 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from compressjax.graph.channel_rules import RULES
-from compressjax.graph.channels import couple
+from compressjax.graph.channel_rules import ELEMENTWISE, RULES
+from compressjax.graph.channels import Channels, couple
 from compressjax.graph.interpret import bind_arguments, evaluate
-from compressjax.graph.ir import Graph, Op, Value
+from compressjax.graph.ir import Graph, Literal, Op, Value
 from compressjax.graph.reorder import reorder
 from compressjax.graph.units import Axes, kept_shape, take
+
+Rest = tuple[Value, int]  # a value and one of its axes
 
 
 def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
@@ -28,7 +37,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
 
     Returns:
       `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
-      every sum of a convolution or matrix product leaves out the terms of cut positions.
+      every variable is zero at its cut positions.
 
     Raises:
       ValueError: if the graph ties a cut position to one that is kept.
@@ -44,14 +53,15 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
       [[8.0, 8.0]]
     """
     graph = reorder(graph)
-    kept = _kept_positions(graph, keep)
+    channels, kept = _kept_positions(graph, keep)
+    alike = _alike(graph, channels, kept)
     constants = {
         value: take(array if isinstance(array, jax.core.Tracer) else np.asarray(array), kept[value])
         for value, array in graph.constants.items()
         if not _whole(kept[value])
     }
 
-    def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
+    def narrowed(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
         kin = [kept.get(value) or _all_of(value) for value in op.inputs]
         kout = [kept[value] for value in op.outputs]
         if all(map(_whole, kin)) and all(map(_whole, kout)):
@@ -66,9 +76,67 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
 
     def run(variables: Any, *args: Any) -> Any:
         known = {**constants, **bind_arguments(graph, variables, *args)}
+        rests: dict[Rest, Any] = {}
+
+        def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
+            outputs = narrowed(op, inputs)
+            if outputs is None:
+                return None
+            for axis in alike.get(op.outputs[0], ()):
+                rests[op.outputs[0], axis] = _rest(op, axis, inputs, rests, kept)
+            for axis in op.params["axes"] if op.kind == "reduce_sum" else ():
+                if (op.inputs[0], axis) in rests:
+                    (gone,) = op.bind(op.params, rests[op.inputs[0], axis])
+                    count = np.sum(~kept[op.inputs[0]][axis])
+                    outputs = [outputs[0] + count.astype(gone.dtype) * gone]
+            return outputs
+
         return jax.tree.unflatten(graph.out_tree, evaluate(graph, graph.outputs, known, rule=rule))
 
     return run
+
+
+def _alike(graph: Graph, channels: Channels, kept: Mapping[Value, Axes]) -> dict[Value, list[int]]:
+    """The axes whose cut positions are not zero but alike, and that a sum over channels needs."""
+    needed: dict[Value, list[int]] = {}
+
+    def counts(value: Value, axis: int) -> bool:
+        if not value.shape or isinstance(value, Literal):
+            return False
+        return bool((~kept[value][axis] & ~channels.zero[value][axis]).any())
+
+    for op in reversed(graph.ops):
+        if op.kind == "reduce_sum":
+            wanted = op.params["axes"]
+        else:
+            wanted = needed.get(op.outputs[0], ()) if op.kind in ELEMENTWISE else ()
+        for value in op.inputs:
+            axes = needed.setdefault(value, [])
+            axes.extend(axis for axis in wanted if axis not in axes and counts(value, axis))
+    return {value: axes for value, axes in needed.items() if axes}
+
+
+def _rest(
+    op: Op,
+    axis: int,
+    inputs: Sequence[Any],
+    rests: Mapping[Rest, Any],
+    kept: Mapping[Value, Axes],
+) -> Any:
+    """What the result of an operation holds at the cut positions of an axis: one position of it."""
+    if op.kind == "broadcast_in_dim":
+        shape = list(kept_shape(kept[op.outputs[0]]))
+        shape[axis] = 1
+        return op.bind({**op.params, "shape": tuple(shape)}, *inputs)[0]
+    found = []
+    for value, x in zip(op.inputs, inputs, strict=True):
+        if (value, axis) in rests:
+            found.append(rests[value, axis])
+        elif value.shape and value.shape[axis] > 1:  # zero
+            found.append(jnp.zeros_like(x, shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :])))
+        else:
+            found.append(x)
+    return op.bind(op.params, *found)[0]
 
 
 def _all_of(value: Value) -> Axes:
@@ -79,7 +147,7 @@ def _whole(keeps: Axes) -> bool:
     return all(keep.all() for keep in keeps)
 
 
-def _kept_positions(graph: Graph, keep: Mapping[str, Axes]) -> dict[Value, Axes]:
+def _kept_positions(graph: Graph, keep: Mapping[str, Axes]) -> tuple[Channels, dict[Value, Axes]]:
     """Carries keep masks from variables to all values, along the graph's own ties."""
     held = {}
     for path, value in graph.variables.items():
@@ -94,10 +162,11 @@ def _kept_positions(graph: Graph, keep: Mapping[str, Axes]) -> dict[Value, Axes]
     clash = np.flatnonzero(cut & units.frozen(np.arange(len(units))))
     if clash.size:
         raise ValueError(_explain(graph, keep, channels, int(clash[0])))
-    return {value: tuple(~cut[axis] for axis in axes) for value, axes in channels.axes.items()}
+    kept = {value: tuple(~cut[axis] for axis in axes) for value, axes in channels.axes.items()}
+    return channels, kept
 
 
-def _explain(graph: Graph, keep: Mapping[str, Axes], channels: Any, unit: int) -> str:
+def _explain(graph: Graph, keep: Mapping[str, Axes], channels: Channels, unit: int) -> str:
     members = [
         f"{path}[{axis}]"
         for path, masks in keep.items()

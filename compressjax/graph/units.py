@@ -2,17 +2,22 @@
 
 Every position of every axis of every value carries the number of a unit. `Units` ties units into
 classes (a union-find over arrays, so that tying two axes of a thousand channels is one call) and
-remembers which classes may not be cut, and why. It knows nothing of operations:
-`channel_rules` does.
+remembers which classes may not be cut, and why. A unit also says what its value would hold at that
+position if every variable were zero where it is cut: that belongs to the unit, not to its class.
+`Units` knows nothing of operations: `channel_rules` does.
 """
 
 import dataclasses
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 Axes = tuple[np.ndarray, ...]  # one array a dimension: units while coupling, keep masks afterwards
+
+UNKNOWN = 0  # what a value holds at a cut position: anything
+ZERO = 1  # only zeros; larger numbers are labels of axes along which all cut positions are alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +50,21 @@ class Units:
     def __init__(self) -> None:
         self._parent = np.arange(1024)
         self._frozen = np.zeros(1024, bool)
+        self._rest = np.full(1024, UNKNOWN)
+        self._labels: dict[Hashable, int] = {}
         self._count = 0
         self.reasons: list[Reason] = []
 
     def __len__(self) -> int:
         return self._count
 
-    def fresh(self, number: int) -> np.ndarray:
+    def fresh(self, number: int, rest: int | np.ndarray = UNKNOWN) -> np.ndarray:
         """Makes new units, tied to nothing.
 
         Args:
           number: how many.
+          rest: what the value holds there if they are cut: `UNKNOWN`, `ZERO` or a label, for all or
+            for each.
 
         Returns:
           Their numbers, `[number]` int64.
@@ -65,6 +74,8 @@ class Units:
             size = 2 * self._count
             self._parent = np.concatenate([self._parent, np.arange(len(self._parent), size)])
             self._frozen = np.concatenate([self._frozen, np.zeros(size - len(self._frozen), bool)])
+            self._rest = np.concatenate([self._rest, np.full(size - len(self._rest), UNKNOWN)])
+        self._rest[start : self._count] = rest
         return np.arange(start, self._count)
 
     def fixed(self, number: int, why: str, *, plain: bool = True) -> np.ndarray:
@@ -80,6 +91,51 @@ class Units:
         """
         units = self.fresh(number)
         self.freeze(units, why, plain=plain)
+        return units
+
+    def rest(self, units: np.ndarray) -> np.ndarray:
+        """Tells what the value of each unit holds if that unit is cut.
+
+        Args:
+          units: unit numbers as rules gave them, any shape; not classes.
+
+        Returns:
+          `UNKNOWN`, `ZERO` or a label for each, of the same shape.
+        """
+        return self._rest[units]
+
+    def label(self, key: Hashable) -> int:
+        """Gives the label of an axis along which all cut positions hold the same.
+
+        Args:
+          key: what the axis is known by.
+
+        Returns:
+          The same number for the same key.
+        """
+        return self._labels.setdefault(key, len(self._labels) + ZERO + 1)
+
+    def join(self, axes: Sequence[np.ndarray], rest: np.ndarray | None = None) -> np.ndarray:
+        """Ties axes of several operands, and gives the units of the axis that comes of them.
+
+        Args:
+          axes: units, `[D]` each.
+          rest: what the result holds where it is cut, `[D]`; unless given, `ZERO` where all do.
+
+        Returns:
+          `[D]` units: the first operand's own, if they say the same.
+        """
+        for axis in axes[1:]:
+            self.tie(axes[0], axis)
+        if rest is None:
+            zero = np.logical_and.reduce([self.rest(axis) == ZERO for axis in axes])
+            rest = np.where(zero, ZERO, UNKNOWN)
+            if len(axes) == 1:
+                return axes[0]
+        if np.array_equal(rest, self.rest(axes[0])) or self.frozen(axes[0]).all():
+            return axes[0]
+        units = self.fresh(len(rest), rest)
+        self.tie(units, axes[0])
         return units
 
     def find(self, units: np.ndarray) -> np.ndarray:

@@ -52,6 +52,12 @@ FREE = {
     "checkpointed": jax.checkpoint(lambda h: jnp.sin(h)),
     "compiled": jax.jit(jnp.cos),
     "stopped": jax.lax.stop_gradient,
+    "layer norm": nn.LayerNorm(use_bias=False, use_scale=False).bind({}),
+    "centred layer norm": lambda h: (
+        (h - h.mean(-1, keepdims=True)) / (1 + h.var(-1, keepdims=True))
+    ),
+    "root mean square": lambda h: h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-6),
+    "a share of the sum": lambda h: jnp.exp(h) / jnp.exp(h).sum(-1, keepdims=True),
     "barrier": jax.lax.optimization_barrier,
     "vmapped": jax.vmap(lambda h: jnp.tanh(h) + 1),
 }
@@ -87,7 +93,10 @@ def test_positions_that_go_together(name):
 
 FROZEN = {
     "softmax": (nn.softmax, "reduce_max goes over the channels"),
-    "layer norm": (lambda h: h - h.mean(-1, keepdims=True), "reduce_sum goes over the channels"),
+    "a sum where cut channels differ": (
+        lambda h: h + (h + jnp.arange(8.0)[None]).sum(-1, keepdims=True), "reduce_sum goes over"),
+    "a product that cut channels add to": (
+        lambda h: jnp.exp(h) @ jnp.ones((8, 8)), "neither factor would be zero"),
     "accumulation": (lambda h: jnp.cumsum(h, -1), "accumulates over the channels"),
     "the largest": (lambda h: jnp.tile(jax.lax.top_k(h, 4)[0], (1, 2)), "picks the largest"),
     "unstacking": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "taken apart"),
