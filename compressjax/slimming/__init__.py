@@ -3,6 +3,13 @@
 from compressjax.slimming.importance import Importance as Importance
 from compressjax.slimming.importance import l1 as l1
 from compressjax.slimming.importance import l2 as l2
+from compressjax.slimming.penalties import group_lasso as group_lasso
+from compressjax.slimming.penalties import growing as growing
+from compressjax.slimming.penalties import importance_weighted as importance_weighted
+from compressjax.slimming.penalties import network_slimming as network_slimming
+from compressjax.slimming.penalties import proximal_group_lasso as proximal_group_lasso
+from compressjax.slimming.penalties import proximal_slimming as proximal_slimming
+from compressjax.slimming.penalties import staircase as staircase
 from compressjax.slimming.shrink import Report as Report
 from compressjax.slimming.shrink import Shrunk as Shrunk
 from compressjax.slimming.shrink import shrink as shrink
