@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import compressjax as cj
-from compressjax import distill, pruning, quant
+from compressjax import distill, pruning, quant, slimming
 from compressjax.quant import grids, lattice
 from compressjax.quant.correction.adaround import Problem, choose
 from tests.support import (
@@ -29,6 +29,8 @@ from tests.support import (
     grid_oracles,
     mask_oracles,
     observer_oracles,
+    penalty_layouts,
+    penalty_oracles,
     score_oracles,
     sparse_training_oracles,
 )
@@ -1180,6 +1182,153 @@ _CORRECTIONS = [
     stateless("reestimate-batch-norm", _reestimated, _activations, reestimated_oracle),
 ]
 
+# Penalties on channels, at a strength that moves: hand-written groups, SGD, six steps.
+
+
+def _penalised(
+    name: str,
+    penalty: optax.GradientTransformation,
+    train: Callable[[penalty_oracles.Params, penalty_oracles.Params, int], penalty_oracles.Params],
+    *,
+    last: bool = False,
+) -> Row:
+    """Makes the row of a penalty.
+
+    Args:
+      name: the row's name.
+      penalty: in front of SGD, or behind it.
+      train: the oracle of one step, `train(params, gradients, step) -> params`.
+      last: whether the penalty comes behind.
+
+    Returns:
+      The row; its output is the parameters by path.
+    """
+    parts = (optax.sgd(_RATE), penalty) if last else (penalty, optax.sgd(_RATE))
+    tx = optax.chain(*parts)
+
+    def step(state: Any, params: Any, gradients: Any) -> tuple[Any, Any]:
+        del params
+        params, opt_state = state
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return params, (params, opt_state)
+
+    def oracle(history: Sequence[Inputs]) -> Any:
+        params = history[0][0]
+        for i, (_, gradients) in enumerate(history):
+            params = train(params, gradients, i)
+        return params
+
+    return Row(
+        name=name,
+        init=lambda params, gradients: (jax.tree.map(jnp.asarray, params), tx.init(params)),
+        step=step,
+        inputs=lambda i: (penalty_layouts.draw(0), penalty_layouts.draw(1 + i, 0.1)),
+        oracle=oracle,
+        steps=6,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def _descended(
+    penalty: Callable[[penalty_oracles.Params, int], penalty_oracles.Params],
+) -> Callable[..., penalty_oracles.Params]:
+    """A step of SGD on the loss and a penalty."""
+
+    def train(params: Any, gradients: Any, step: int) -> Any:
+        pull = penalty(params, step)
+        return {path: params[path] - _RATE * (gradients[path] + pull[path]) for path in params}
+
+    return train
+
+
+def _shrunken(
+    proximal: Callable[[penalty_oracles.Params, float], penalty_oracles.Params],
+) -> Callable[..., penalty_oracles.Params]:
+    """A step of SGD on the loss, then the proximal step at the strength of `_strength`."""
+
+    def train(params: Any, gradients: Any, step: int) -> Any:
+        moved = {path: params[path] - _RATE * np.float64(gradients[path]) for path in params}
+        return proximal(moved, _RATE * _strength(step))
+
+    return train
+
+
+def _strength(step: Any) -> Any:
+    return 0.2 + 0.1 * step
+
+
+def _slimmed(params: penalty_oracles.Params, step: int) -> penalty_oracles.Params:
+    scale = "a/norm/scale"
+    zeros = {path: np.zeros(leaf.shape) for path, leaf in params.items()}
+    return {**zeros, scale: _strength(step) * np.sign(params[scale])}
+
+
+def _grown(params: penalty_oracles.Params, step: int) -> penalty_oracles.Params:
+    factors = penalty_oracles.growing_factors(
+        penalty_layouts.MADE,
+        [{0, 1, 2}, {2}],
+        step,
+        delta=0.3,
+        every=2,
+        ceiling=0.75,
+        ordinary=0.1,
+    )
+    return penalty_oracles.squares_gradient(params, penalty_layouts.MADE, factors)
+
+
+def _weighted(params: penalty_oracles.Params, step: int) -> penalty_oracles.Params:
+    channels = penalty_layouts.EVERYTHING
+    factors = penalty_oracles.importance_factors(
+        params, channels, strength=0.1 * _strength(step), alpha=4.0
+    )
+    return penalty_oracles.squares_gradient(params, channels, factors)
+
+
+_CHANNELS = penalty_layouts.groups()
+_PENALTIES = [
+    _penalised("network-slimming", slimming.network_slimming(_strength), _descended(_slimmed)),
+    _penalised(
+        "proximal-slimming",
+        slimming.proximal_slimming(_strength, _RATE),
+        _shrunken(lambda params, t: penalty_oracles.proximal_l1(params, ["a/norm/scale"], t)),
+        last=True,
+    ),
+    _penalised(
+        "group-lasso",
+        slimming.group_lasso(_CHANNELS, _strength),
+        _descended(
+            lambda params, step: penalty_oracles.lasso_gradient(
+                params, penalty_layouts.MADE, _strength(step)
+            )
+        ),
+    ),
+    _penalised(
+        "proximal-group-lasso",
+        slimming.proximal_group_lasso(_CHANNELS, _strength, _RATE),
+        _shrunken(
+            lambda params, t: penalty_oracles.proximal_lasso(params, penalty_layouts.MADE, t)
+        ),
+        last=True,
+    ),
+    _penalised(
+        "growing-decay",
+        slimming.growing(
+            _CHANNELS,
+            {"params/b/kernel": [3]},
+            slimming.staircase(0.3, every=2, ceiling=0.75),
+            ordinary=0.1,
+        ),
+        _descended(_grown),
+    ),
+    _penalised(
+        "importance-weighted-decay",
+        slimming.importance_weighted(_CHANNELS, lambda step: 0.1 * _strength(step)),
+        _descended(_weighted),
+    ),
+]
+
 ROWS: tuple[Row, ...] = (
     *_PRUNING,
     *_SPARSE_TRAINING,
@@ -1189,4 +1338,5 @@ ROWS: tuple[Row, ...] = (
     *_BITS,
     *_GRIDS,
     *_CORRECTIONS,
+    *_PENALTIES,
 )
