@@ -7,20 +7,19 @@ alone and zeroes weights.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
+import optax
 
 from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph.channels import Channels, Group, couple, frozen, groups
-from compressjax.graph.narrow import narrow
 from compressjax.graph.reorder import reorder
-from compressjax.graph.units import Axes, kept_shape, take
+from compressjax.slimming import cutting, targets
 from compressjax.slimming.importance import Importance, l1
+from compressjax.slimming.selection import Ranking, choose, per_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,12 @@ class Shrunk:
         integers, to be stored as JSON and passed to `shrink` again.
       transform: `transform(fn2)`, the same cut of another function of the same variables (training
         mode, another head); its outputs may come out narrower.
+      cut: `cut(variables)`, the same cut of other variables of the same shapes, such as a moving
+        average; it raises ValueError if they do not fit.
+      masked: `masked(variables)`, with zeros where they are cut and the shapes they had:
+        `fn(masked(variables), *args)` equals `apply(cut(variables), *args)`.
+      cut_state: `cut_state(tx, opt_state)`, the same cut of the state of the optimizer `tx` of the
+        collection `params`, or of all variables where there is no such collection.
       report: what was cut, what could not be, and why.
     """
 
@@ -61,26 +66,69 @@ class Shrunk:
     variables: Any
     kept: dict[str, list[int]]
     transform: Callable[[Callable[..., Any]], Callable[..., Any]]
+    cut: Callable[[Any], Any]
+    masked: Callable[[Any], Any]
+    cut_state: Callable[[optax.GradientTransformation, Any], Any]
     report: Report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What can be cut of a function."""
+
+    graph: graphs.Graph
+    channels: Channels
+    groups: Mapping[str, Group]
+
+
+def find_groups(
+    fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    protect: str | Iterable[str] = (),
+) -> tuple[Group, ...]:
+    """Finds the channels of a function that have to be kept or cut together.
+
+    Args:
+      fn: a pure function, called as `fn(variables, *args)`.
+      variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      *args: example inputs, or their shapes.
+      protect: globs over paths of variables which must keep their shapes.
+
+    Returns:
+      The groups that `shrink` would cut, in the order in which the function makes their channels.
+
+    Raises:
+      ValueError: if a glob matches nothing or a shape is not known.
+
+    Example:
+      >>> import jax
+      >>> fn = lambda v, x: jax.nn.relu(x @ v['a']) @ v['b']
+      >>> find_groups(fn, {'a': np.ones((1, 4)), 'b': np.ones((4, 3))}, np.ones((1, 1)))
+      (Group('a', 4 channels, 2 members),)
+    """
+    return tuple(_find(fn, variables, args, protect).groups.values())
 
 
 def shrink(
     fn: Callable[..., Any],
     variables: Any,
     *args: Any,
-    ratio: float | Mapping[str, float] = 0.5,
+    ratio: float | Mapping[str, float] | None = None,
+    target: targets.Target | None = None,
     importance: Importance | None = None,
+    ranking: Ranking | None = None,
     round_to: int = 8,
     protect: str | Iterable[str] = (),
     kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Shrunk:
     """Takes the least important channels out of a function.
 
-    The result equals `fn` with every convolution and matrix product that reads a cut channel
-    leaving it out of its sum (as if its kernel were zero there). Channels that cannot be cut
-    without changing anything else stay, and the report says why. Filter pruning is that of Li et
-    al., "Pruning Filters for Efficient ConvNets" (2017); cutting coupled layers together, that of
-    Fang et al., "DepGraph: Towards Any Structural Pruning" (2023).
+    The result equals `fn` over variables that are zero at all positions that were cut: in the
+    kernels that make a channel, in its norms, and in the kernels that read it. Channels that cannot
+    be cut without changing anything else stay, and the report says why. Filter pruning is that of
+    Li et al., "Pruning Filters for Efficient ConvNets" (2017); cutting coupled layers together,
+    that of Fang et al., "DepGraph: Towards Any Structural Pruning" (2023).
 
     All outputs of `fn` keep their shapes, so give the function for inference: one that also returns
     new running statistics would hold every width. `transform` then cuts the training function.
@@ -93,22 +141,29 @@ def shrink(
       *args: example inputs, or `jax.ShapeDtypeStruct`s; their batch size does not matter.
       ratio: the part of the channels to cut of each group, in `[0, 1)`; or a mapping from globs
         over group names and the paths of the variables that make the channels to ratios: the first
-        that matches counts, and a group that none matches stays.
+        that matches counts, and a group that none matches stays. 0.5 unless given.
+      target: cut as little as reaches this cost, such as `slimming.macs(0.5)`. A mapping as `ratio`
+        then says in which proportions groups are cut, and its ratios are not passed.
       importance: scores of channels, `slimming.l1()` unless given.
+      ranking: whether every group loses its ratio (`slimming.per_group()`, unless given) or the
+        lowest scores of all of them go (`slimming.global_()`).
       round_to: what is kept of a group is a multiple of this many channels: at least one multiple,
         or the whole group if it is no larger.
       protect: globs over paths of variables which must keep their shapes.
       kept: cut these instead of ranking: the `kept` of an earlier result, for a fresh checkpoint of
-        the same model (`ratio`, `importance` and `round_to` then do not matter).
+        the same model (`ratio`, `target`, `importance`, `ranking` and `round_to` then do not
+        matter).
 
     Returns:
       The smaller function and its variables.
 
     Raises:
-      ValueError: if an argument is out of range, a glob matches nothing, scores are not finite, or
-        `kept` does not fit the function's groups.
+      ValueError: if an argument is out of range, a glob matches nothing, scores are not finite, the
+        target cannot be reached, a shape is not known, or `kept` does not fit the function's
+        groups.
 
     Example:
+      >>> import jax
       >>> fn = lambda v, x: jax.nn.relu(x @ v['a']) @ v['b']
       >>> variables = {'a': np.array([[1., 5., 2., 4.]]), 'b': np.ones((4, 3))}
       >>> shrunk = shrink(fn, variables, np.ones((1, 1)), round_to=1)
@@ -118,37 +173,116 @@ def shrink(
       [[9.0, 9.0, 9.0]]
     """
     _check(ratio, round_to)
-    shapes = graphs.template((variables, args))
-    graph = reorder(graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False))
-    protected = tree.match(protect, graph.variables, what="protect")
-    channels = couple(graph, {path: (_all(graph, path), "protected") for path in protected})
-    found = {group.name: group for group in groups(graph, channels)}
+    found = _find(fn, variables, args, protect)
     if kept is None:
-        ratios = _ratios(ratio, found.values())
-        leaves = tree.paths(variables)
-        score = importance or l1()
-        scores = {name: _scores(group, leaves, score) for name, group in found.items()}
-        choice = _choose(channels, found, ratios, scores, round_to)
+        choice = _ranked(
+            found,
+            fn,
+            variables,
+            _ratios(ratio, found.groups.values(), 0.5 if target is None else 1.0),
+            target,
+            importance or l1(),
+            ranking or per_group(),
+            round_to,
+        )
     else:
         choice = _chosen(found, kept)
-    keep = _masks(graph, found, choice)
+    keep = cutting.keep_masks(found.graph, found.groups, choice)
     return Shrunk(
-        apply=_narrowed(fn, keep),
-        variables=tree.map_with_path(
-            lambda path, leaf: _cut(leaf, keep[path]) if path in keep else leaf, variables
-        ),
-        kept={name: _positions(group, choice[name]) for name, group in found.items()},
-        transform=lambda other: _narrowed(other, keep),
+        apply=cutting.narrowed(fn, keep),
+        variables=cutting.cut(variables, keep),
+        kept={name: _positions(group, choice[name]) for name, group in found.groups.items()},
+        transform=lambda other: cutting.narrowed(other, keep),
+        cut=lambda others: cutting.cut(others, keep),
+        masked=lambda others: cutting.masked(others, keep),
+        cut_state=_state_cutter(graphs.template(variables), keep),
         report=Report(
-            {name: (group.size, int(choice[name].sum())) for name, group in found.items()},
-            frozen(graph, channels),
-            graph.notes,
+            {name: (len(choice[name]), int(choice[name].sum())) for name in found.groups},
+            frozen(found.graph, found.channels),
+            found.graph.notes,
         ),
     )
 
 
-def _check(ratio: float | Mapping[str, float], round_to: int) -> None:
-    for where, value in ratio.items() if isinstance(ratio, Mapping) else (("all", ratio),):
+def _state_cutter(
+    variables: Any, keep: cutting.Keep
+) -> Callable[[optax.GradientTransformation, Any], Any]:
+    """Cuts optimizers' states; they are of the collection `params`, where there is one."""
+    if isinstance(variables, Mapping) and "params" in variables:
+        inside = [path for path in keep if path.startswith("params/")]
+        keep = {path.removeprefix("params/"): keep[path] for path in inside}
+        variables = variables["params"]
+    return lambda tx, state: cutting.cut_state(tx, state, variables, keep)
+
+
+def _find(
+    fn: Callable[..., Any], variables: Any, args: Sequence[Any], protect: str | Iterable[str]
+) -> _Found:
+    for path, leaf in tree.paths((variables, args)).items():
+        if not all(isinstance(size, int) for size in np.shape(leaf)):
+            raise ValueError(
+                f"the shape of argument {path} is {np.shape(leaf)}: shapes that are not known yet "
+                "cannot be cut; give an example with numbers, the result takes any batch size"
+            )
+    shapes = graphs.template((variables, args))
+    graph = reorder(graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False))
+    protected = tree.match(protect, graph.variables, what="protect")
+    held = {path: (cutting.whole(graph, path), "protected") for path in protected}
+    channels = couple(graph, held)
+    return _Found(graph, channels, {group.name: group for group in groups(graph, channels)})
+
+
+def _ranked(
+    found: _Found,
+    fn: Callable[..., Any],
+    variables: Any,
+    ratios: Mapping[str, float],
+    target: targets.Target | None,
+    importance: Importance,
+    ranking: Ranking,
+    round_to: int,
+) -> dict[str, np.ndarray]:
+    """Which channels of each group are kept, by their scores; `[C]` booleans."""
+    leaves = tree.paths(variables)
+    scores = {name: _scores(group, leaves, importance) for name, group in found.groups.items()}
+
+    def chosen(level: float) -> dict[str, np.ndarray]:
+        wanted = ranking.wanted(scores, {name: level * part for name, part in ratios.items()})
+        return choose(found.channels, found.groups, scores, wanted, round_to)
+
+    if target is None:
+        return chosen(1.0)
+
+    def candidate(level: float) -> targets.Candidate:
+        choice = chosen(level)
+        gone = np.zeros(len(found.channels.units), bool)
+        for name, group in found.groups.items():
+            gone[group.units[~choice[name]]] = True
+
+        def build() -> tuple[Callable[..., Any], Any]:
+            keep = cutting.keep_masks(found.graph, found.groups, choice)
+            return cutting.narrowed(fn, keep), cutting.cut(variables, keep)
+
+        return targets.Candidate(found.graph, found.channels, gone, build)
+
+    return chosen(targets.level(target, candidate, lambda: _explain(found, chosen(1.0), round_to)))
+
+
+def _explain(found: _Found, choice: Mapping[str, np.ndarray], round_to: int) -> str:
+    """What stands in the way of cutting more."""
+    left = sorted(found.groups, key=lambda name: -int(choice[name].sum()))
+    lines = [
+        f"{name} keeps {int(choice[name].sum())} of {len(choice[name])} channels (members "
+        f"{', '.join(member.path for member in found.groups[name].members[:4])})"
+        for name in left[:3]
+    ]
+    stays = [f"{place} stays: {why}" for place, why in frozen(found.graph, found.channels).items()]
+    return f"With round_to={round_to}: {'; '.join([*lines, *stays[:3]])}"
+
+
+def _check(ratio: float | Mapping[str, float] | None, round_to: int) -> None:
+    given = ratio if isinstance(ratio, Mapping) else {} if ratio is None else {"all": ratio}
+    for where, value in given.items():
         if not 0 <= value < 1:
             raise ValueError(
                 f"ratio for {where!r} is {value}, expected a number in [0, 1): the part of the "
@@ -158,15 +292,13 @@ def _check(ratio: float | Mapping[str, float], round_to: int) -> None:
         raise ValueError(f"round_to is {round_to}, expected 1 (any number of channels) or more")
 
 
-def _all(graph: graphs.Graph, path: str) -> Axes:
-    return tuple(np.ones(size, bool) for size in graph.variables[path].shape)
-
-
-def _ratios(ratio: float | Mapping[str, float], found: Iterable[Group]) -> dict[str, float]:
+def _ratios(
+    ratio: float | Mapping[str, float] | None, found: Iterable[Group], default: float
+) -> dict[str, float]:
     """The ratio of each group; a mapping's globs are matched with the variables that make it."""
     makers = {g.name: [g.name, *(m.path for m in g.members if m.makes)] for g in found}
     if not isinstance(ratio, Mapping):
-        return dict.fromkeys(makers, ratio)
+        return dict.fromkeys(makers, default if ratio is None else ratio)
     paths = list(dict.fromkeys(path for group in makers.values() for path in group))
     matched = [(set(tree.match(glob, paths, what="ratio")), part) for glob, part in ratio.items()]
     return {
@@ -186,48 +318,18 @@ def _scores(group: Group, leaves: Mapping[str, Any], importance: Importance) -> 
     return scores
 
 
-def _best(scores: np.ndarray, number: int) -> np.ndarray:
-    chosen = np.zeros(len(scores), bool)
-    chosen[np.argsort(-scores, kind="stable")[:number]] = True
-    return chosen
-
-
-def _choose(
-    channels: Channels,
-    found: Mapping[str, Group],
-    ratios: Mapping[str, float],
-    scores: Mapping[str, np.ndarray],
-    round_to: int,
-) -> dict[str, np.ndarray]:
-    """Which channels of each group are kept, `[size]` booleans."""
-    choice, owner = {}, {}
-    cut = np.zeros(len(channels.units), bool)
-    steps = {name: round_to // math.gcd(round_to, group.width) for name, group in found.items()}
-    for name, group in found.items():
-        number = math.floor((1 - ratios[name]) * group.size / steps[name] + 0.5) * steps[name]
-        number = min(max(number, steps[name]), group.size) if ratios[name] else group.size
-        choice[name] = _best(scores[name], number)
-        cut[group.units[~choice[name]]] = True
-        owner.update({unit: (name, i) for i, unit in enumerate(group.units.tolist())})
-    for axis in (axis for axes in channels.axes.values() for axis in axes if len(axis)):
-        if cut[axis].all():  # such as one half of a split: a part of a group lost all it had
-            name = owner[int(axis[0])][0]
-            part = np.isin(found[name].units, axis)
-            back = part & _best(np.where(part, scores[name], -np.inf), steps[name])
-            choice[name] |= back
-            cut[found[name].units[back]] = False
-    return choice
-
-
-def _chosen(found: Mapping[str, Group], kept: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+def _chosen(found: _Found, kept: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """Reads the `kept` of an earlier result; what it says has to fit the groups."""
-    if unknown := [name for name in kept if name not in found]:
-        raise ValueError(
-            f"kept names {unknown[0]!r}, which is no group of this function; its groups are "
-            f"{', '.join(list(found)[:8])}"
-        )
+    for name in kept:
+        if name not in found.groups:
+            stays = frozen(found.graph, found.channels).items()
+            why = "; ".join(f"{at} stays: {why}" for at, why in stays if at.startswith(f"{name}["))
+            raise ValueError(
+                f"kept names {name!r}, which is no group of this function"
+                f"{f' ({why})' if why else ''}; its groups are {', '.join(list(found.groups)[:8])}"
+            )
     choice = {}
-    for name, group in found.items():
+    for name, group in found.groups.items():
         channel = group.members[0].channel
         places = np.asarray(kept.get(name, np.flatnonzero(channel >= 0)), int)
         inside = (places >= 0) & (places < len(channel))
@@ -251,58 +353,3 @@ def _positions(group: Group, chosen: np.ndarray) -> list[int]:
     """The kept positions along the axis that names a group."""
     channel = group.members[0].channel
     return np.flatnonzero((channel >= 0) & chosen[channel]).tolist()
-
-
-def _masks(
-    graph: graphs.Graph, found: Mapping[str, Group], choice: Mapping[str, np.ndarray]
-) -> dict[str, Axes]:
-    """Keep masks by axis, for the variables that are cut."""
-    masks: dict[str, Axes] = {}
-    for name, group in found.items():
-        if choice[name].all():
-            continue
-        for member in group.members:
-            mine = member.channel >= 0
-            axes = masks.setdefault(member.path, _all(graph, member.path))
-            axes[member.axis][mine] = choice[name][member.channel[mine]]
-    return masks
-
-
-def _cut(leaf: Any, masks: Axes) -> Any:
-    """The kept positions of a variable; on one device nothing is compiled for it."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return take(leaf, masks)
-    if len(leaf.sharding.device_set) > 1:
-        return take(leaf, masks)
-    return jax.device_put(take(np.asarray(leaf), masks), leaf.sharding)
-
-
-def _narrowed(fn: Callable[..., Any], keep: Mapping[str, Axes]) -> Callable[..., Any]:
-    """A function over smaller variables; what it is at each shape is worked out once."""
-    prepared = graphs.Retrace(fn, lambda graph: narrow(graph, keep), keep_custom=False)
-
-    def apply(variables: Any, *args: Any) -> Any:
-        return prepared(_widened(variables, keep), *args)(variables, *args)
-
-    return apply
-
-
-def _widened(variables: Any, keep: Mapping[str, Axes]) -> Any:
-    """The shapes that variables had before they were cut."""
-    found = tree.paths(variables)
-    if missing := [path for path in keep if path not in found]:
-        raise ValueError(f"variables do not fit: missing {', '.join(missing[:4])}")
-
-    def widen(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = np.shape(leaf)
-        if path in keep:
-            expected = kept_shape(keep[path])
-            if shape != expected:
-                raise ValueError(
-                    f"variables do not fit: {path} has shape {shape}, expected {expected}; give "
-                    "the variables of the shrunk function, not the original ones"
-                )
-            shape = tuple(map(len, keep[path]))
-        return jax.ShapeDtypeStruct(shape, jax.dtypes.result_type(leaf))
-
-    return tree.map_with_path(widen, variables)
