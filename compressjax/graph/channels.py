@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from compressjax.graph import loops
 from compressjax.graph.channel_rules import RULES, without_rule
 from compressjax.graph.ir import Graph, Literal, Op, Value
 from compressjax.graph.units import UNKNOWN, ZERO, Axes, Units
@@ -125,7 +126,7 @@ def couple(
             units.freeze(axis[mask], why)
     _run(units, graph.ops, axes)
     for i, value in enumerate(graph.outputs if hold_outputs else ()):
-        for axis in _read(units, axes, value):
+        for axis in loops.read(units, axes, value):
             units.freeze(axis, f"output {i} of the function has this width")
     return Channels(
         units,
@@ -240,17 +241,15 @@ def _sources(units: Units, graph: Graph) -> dict[Value, Axes]:
     }
 
 
-def _read(units: Units, axes: Mapping[Value, Axes], value: Value) -> Axes:
-    if isinstance(value, Literal):
-        return tuple(units.fixed(size, "a literal") for size in value.shape)
-    return axes[value]
-
-
 def _run(units: Units, ops: Iterable[Op], axes: dict[Value, Axes]) -> None:
     for op in ops:
-        rule = RULES.get(op.kind)
-        ins = [_read(units, axes, value) for value in op.inputs]
-        outs = without_rule(units, op, ins) if rule is None else rule.couple(units, op, ins)
+        ins = [loops.read(units, axes, value) for value in op.inputs]
+        if op.body is not None:
+            outs: Sequence[Axes] = loops.couple(units, op, op.body, ins, axes, _run)
+        elif op.kind in RULES:
+            outs = RULES[op.kind].couple(units, op, ins)
+        else:
+            outs = without_rule(units, op, ins)
         axes.update(zip(op.outputs, outs, strict=True))
 
 
@@ -262,13 +261,9 @@ def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
     """
     units = Units()
     axes = _sources(units, graph)
-    contractions = []
-    for op in graph.ops:
-        if op.kind in ("conv_general_dilated", "dot_general"):
-            contractions.append(op)
-        elif all(isinstance(value, Literal) or value in axes for value in op.inputs):
-            if all(graph.is_static(value) for value in op.outputs):
-                _run(units, [op], axes)
+    for value in graph.inputs.values():
+        del axes[value]
+    contractions = _contractions(units, graph.ops, axes)
     owner: dict[int, tuple[Place, ...]] = {}
     for path, value in graph.variables.items():
         for axis, mine in enumerate(axes[value]):
@@ -277,7 +272,7 @@ def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
     made: dict[Place, None] = {}
     taken: dict[Place, None] = {}
     for op in contractions:
-        static = [graph.is_static(value) and value in axes for value in op.inputs]
+        static = [value in axes for value in op.inputs]
         if sum(static) != 1:
             continue
         side = static.index(True)
@@ -287,6 +282,20 @@ def _kernels(graph: Graph) -> tuple[list[Place], set[Place]]:
                 for places in dict.fromkeys(owner.get(unit, ()) for unit in found):
                     into.update(dict.fromkeys(places))
     return list(made), set(taken) - set(made)
+
+
+def _contractions(units: Units, ops: Iterable[Op], axes: dict[Value, Axes]) -> list[Op]:
+    """Convolutions and matrix products, in loops too; what variables alone make gets units."""
+    found = []
+    for op in ops:
+        if op.kind in ("conv_general_dilated", "dot_general"):
+            found.append(op)
+        elif op.body is not None:
+            loops.on_variables(units, op, op.body, axes)
+            found += _contractions(units, op.body.ops, axes)
+        elif all(isinstance(value, Literal) or value in axes for value in op.inputs):
+            _run(units, [op], axes)
+    return found
 
 
 def _kernel_axes(op: Op, side: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -53,6 +53,8 @@ class Op:
         and broadcasts.
       macs: multiply-accumulates, batch included.
       bind: evaluates it: `bind(params, *inputs) -> outputs`.
+      body: of a `scan`, one step: its inputs are the constants, the carry and one slice of what is
+        scanned over, its outputs the new carry and one slice of what is collected.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Op:
     variables: tuple[str, ...]
     macs: int
     bind: Callable[..., Sequence[Any]]
+    body: "Graph | None" = None
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -86,6 +89,8 @@ class Graph:
       out_tree: the structure of what it returns.
       links: for each value that is a variable or a moved variable, the path of that variable.
       notes: what tracing had to leave whole or could not keep, in sentences.
+      checkpoint: the parameters of the first `jax.checkpoint` in it, whose operations are part of
+        the list like any others.
     """
 
     ops: tuple[Op, ...]
@@ -96,6 +101,7 @@ class Graph:
     out_tree: Any
     links: Mapping[Value, str]
     notes: tuple[str, ...]
+    checkpoint: Mapping[str, Any] | None = None
 
     @property
     def macs(self) -> int:
@@ -103,10 +109,15 @@ class Graph:
         return sum(op.macs for op in self.ops)
 
     @property
+    def params(self) -> Mapping[str, Value]:
+        """The variables of the collection `params`, by path; all where there is none."""
+        trained = {p: v for p, v in self.variables.items() if p.split("/")[0] == "params"}
+        return trained or self.variables
+
+    @property
     def num_params(self) -> int:
-        """Elements of all variables in the collection `params`, or of all where there is none."""
-        trainable = [p for p in self.variables if p.split("/")[0] == "params"] or self.variables
-        return sum(int(np.prod(self.variables[path].shape)) for path in trainable)
+        """Elements of all variables in `params`."""
+        return sum(int(np.prod(value.shape)) for value in self.params.values())
 
     @functools.cached_property
     def producers(self) -> Mapping[Value, Op]:
@@ -125,11 +136,7 @@ class Graph:
     @functools.cached_property
     def static(self) -> frozenset[Value]:
         """Values that depend on variables and constants alone, never on an input."""
-        known: set[Value] = {*self.variables.values(), *self.constants}
-        for op in self.ops:
-            if all(isinstance(value, Literal) or value in known for value in op.inputs):
-                known.update(op.outputs)
-        return frozenset(known)
+        return follow(self.ops, (*self.variables.values(), *self.constants))
 
     def is_static(self, value: Value) -> bool:
         """Tells whether a value is a literal or depends on variables and constants alone."""
@@ -185,6 +192,31 @@ def substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
     ]
     outputs = tuple(final(value) for value in graph.outputs)
     return dataclasses.replace(graph, ops=tuple(reachable(ops, outputs)), outputs=outputs)
+
+
+def follow(ops: Iterable[Op], known: Iterable[Value]) -> frozenset[Value]:
+    """Finds what depends on some values alone.
+
+    Args:
+      ops: operations in the order they run.
+      known: the values.
+
+    Returns:
+      Those values, and all that the operations make of them and of literals.
+
+    Example:
+      >>> from compressjax.graph.trace import trace
+      >>> graph = trace(lambda v, x: x * (v + 1), 2.0, 1.0)
+      >>> add, mul = graph.ops
+      >>> found = follow(graph.ops, graph.variables.values())
+      >>> add.outputs[0] in found, mul.outputs[0] in found
+      (True, False)
+    """
+    found = set(known)
+    for op in ops:
+        if all(isinstance(value, Literal) or value in found for value in op.inputs):
+            found.update(op.outputs)
+    return frozenset(found)
 
 
 def reachable(ops: Iterable[Op], outputs: Sequence[Value]) -> list[Op]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from compressjax.graph import loops
 from compressjax.graph.channel_rules import ELEMENTWISE, RULES
 from compressjax.graph.channels import Channels, couple
 from compressjax.graph.interpret import bind_arguments, evaluate
@@ -53,19 +54,34 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
       [[8.0, 8.0]]
     """
     graph = reorder(graph)
-    channels, kept = _kept_positions(graph, keep)
+    narrowed = _narrowed(graph, *_kept_positions(graph, keep))
+
+    def run(variables: Any, *args: Any) -> Any:
+        outputs = narrowed(bind_arguments(graph, variables, *args))
+        return jax.tree.unflatten(graph.out_tree, outputs)
+
+    return run
+
+
+def _narrowed(
+    graph: Graph, channels: Channels, kept: Mapping[Value, Axes]
+) -> Callable[[Mapping[Value, Any]], Sequence[Any]]:
+    """From the smaller variables and the inputs of a graph, or of a loop's body, to its outputs."""
     alike = _alike(graph, channels, kept)
     constants = {
         value: take(array if isinstance(array, jax.core.Tracer) else np.asarray(array), kept[value])
         for value, array in graph.constants.items()
         if not _whole(kept[value])
     }
+    bodies = {op: _narrowed(op.body, channels, kept) for op in graph.ops if op.body is not None}
 
     def narrowed(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
         kin = [kept.get(value) or _all_of(value) for value in op.inputs]
         kout = [kept[value] for value in op.outputs]
         if all(map(_whole, kin)) and all(map(_whole, kout)):
             return None
+        if op.body is not None:
+            return loops.narrow(op, inputs, op.body, bodies[op])
         own = RULES[op.kind].narrow
         if own is not None:
             return own(op, inputs, kin, kout)
@@ -74,8 +90,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
             return outputs
         return [take(x, keeps) for x, keeps in zip(outputs, kout, strict=True)]
 
-    def run(variables: Any, *args: Any) -> Any:
-        known = {**constants, **bind_arguments(graph, variables, *args)}
+    def run(known: Mapping[Value, Any]) -> Sequence[Any]:
         rests: dict[Rest, Any] = {}
 
         def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
@@ -91,7 +106,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
                     outputs = [outputs[0] + count.astype(gone.dtype) * gone]
             return outputs
 
-        return jax.tree.unflatten(graph.out_tree, evaluate(graph, graph.outputs, known, rule=rule))
+        return evaluate(graph, graph.outputs, {**constants, **known}, rule=rule)
 
     return run
 

@@ -19,7 +19,7 @@ def reorder(graph: Graph) -> Graph:
     """Replaces what only reorders the positions of one axis by operations of kind `take`.
 
     Args:
-      graph: from `trace`.
+      graph: from `trace`; the bodies of its loops are gone through too.
 
     Returns:
       The same function; a `take` has the parameters `axis` and `positions` (`[D]`, where each
@@ -39,6 +39,8 @@ def reorder(graph: Graph) -> Graph:
         if found is not None:
             ops[op], replaced = found
             gone.update(replaced)
+        elif op.body is not None and (body := reorder(op.body)) is not op.body:
+            ops[op] = dataclasses.replace(op, body=body)
     if not ops:
         return graph
     kept = tuple(ops.get(op, op) for op in graph.ops if op not in gone)

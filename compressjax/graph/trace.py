@@ -19,7 +19,8 @@ from compressjax.graph import cost
 from compressjax.graph.ir import Graph, Literal, Op, Value, reachable
 
 # Calls that only group operations: their bodies are part of the flat list.
-_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
+_CHECKPOINTS = frozenset({"remat", "remat2", "checkpoint"})
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"}) | _CHECKPOINTS
 # Calls that carry a derivative rule of their own.
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 # Operations that move or cast a variable without computing with it.
@@ -100,6 +101,7 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
         out_tree=jax.tree.structure(out_shape),
         links=flat.links,
         notes=tuple(dict.fromkeys(flat.notes)),
+        checkpoint=flat.checkpoint,
     )
 
 
@@ -112,6 +114,7 @@ class _Flattener:
         self.constants: dict[Value, Any] = {}
         self.links: dict[Value, str] = {}
         self.notes: list[str] = []
+        self.checkpoint: Mapping[str, Any] | None = None
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -133,6 +136,8 @@ class _Flattener:
         if kind in _INLINED or kind in _CUSTOM:
             body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
             jaxpr, consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
+            if kind in _CHECKPOINTS and self.checkpoint is None:
+                self.checkpoint = eqn.params
             if kind in _INLINED:
                 return self.run(jaxpr, consts, inputs)
             name = jaxpr.debug_info.func_name
@@ -154,9 +159,34 @@ class _Flattener:
             dtype = eqn.params["new_dtype"]
             if jax.numpy.issubdtype(dtype, jax.numpy.floating):
                 return [Literal(np.asarray(inputs[0].value).astype(dtype))]
-        if kind in ("scan", "while", "cond"):
+        if kind == "scan":
+            step = self._step(eqn, inputs)
+            self.notes.append("scan is one operation: only cuts of channels look inside it")
+            self.notes.extend(f"where channels inside scan are cut, {note}" for note in step.notes)
+            return self._add(eqn, kind, inputs, _bind(eqn.primitive), step)
+        if kind in ("while", "cond"):
             self.notes.append(f"{kind} is left whole: transforms do not look inside it")
         return self._add(eqn, kind, inputs, _bind(eqn.primitive))
+
+    def _step(self, eqn: Any, inputs: Sequence[Value]) -> Graph:
+        """What a scan does in each step; what reads a variable, or a slice of it, is named so."""
+        closed = eqn.params["jaxpr"]
+        flat = _Flattener(self.keep_custom)
+        leaves = [_value(var.aval) for var in closed.jaxpr.invars]
+        pairs = zip(leaves, inputs, strict=True)
+        flat.links.update({leaf: self.links[value] for leaf, value in pairs if value in self.links})
+        outputs = flat.run(closed.jaxpr, closed.consts, leaves)
+        return Graph(
+            ops=tuple(reachable(flat.ops, outputs)),
+            inputs={f"input_{i}": leaf for i, leaf in enumerate(leaves)},
+            variables={},
+            constants=flat.constants,
+            outputs=tuple(outputs),
+            out_tree=jax.tree.structure([0] * len(outputs)),
+            links=flat.links,
+            notes=tuple(dict.fromkeys(flat.notes)),
+            checkpoint=flat.checkpoint,
+        )
 
     def _add(
         self,
@@ -164,6 +194,7 @@ class _Flattener:
         kind: str,
         inputs: Sequence[Value],
         bind: Callable[..., Sequence[Any]],
+        body: Graph | None = None,
     ) -> Sequence[Value]:
         outputs = tuple(_value(var.aval) for var in eqn.outvars)
         variables = tuple(dict.fromkeys(self.links[v] for v in inputs if v in self.links))
@@ -175,7 +206,9 @@ class _Flattener:
             [value.shape for value in outputs],
             eqn.params,
         )
-        self.ops.append(Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind))
+        self.ops.append(
+            Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind, body)
+        )
         return outputs
 
 
@@ -238,11 +271,11 @@ def _holds_contraction(jaxpr: Any) -> bool:
     )
 
 
-def _named(ops: Sequence[Op], leaves: Iterable[Value]) -> tuple[Op, ...]:
+def _named(ops: Sequence[Op], leaves: Iterable[Value], within: str = "") -> tuple[Op, ...]:
     """Gives every operation its name: the variable it computes with, or its kind and order.
 
     What depends on variables alone is counted apart: its broadcasts come and go with the batch
-    size.
+    size. Names inside a loop (`within`) are unique there, not in the whole graph.
     """
     static = set(leaves)
     counts: dict[str, int] = {}
@@ -253,12 +286,15 @@ def _named(ops: Sequence[Op], leaves: Iterable[Value]) -> tuple[Op, ...]:
         if known:
             static.update(op.outputs)
         by_variable = op.kind not in MOVEMENT and op.variables and op.variables[-1]
-        base = by_variable or (f"static_{op.kind}" if known else op.kind)
+        base = by_variable or within + (f"static_{op.kind}" if known else op.kind)
         name = base
         while name in taken or (name == base and not by_variable):
             order = counts.get(base, 1 if by_variable else 0)
             counts[base] = order + 1
             name = f"{base}#{order}" if by_variable else f"{base}_{order}"
         taken.add(name)
-        named.append(dataclasses.replace(op, name=name))
+        body = op.body and dataclasses.replace(
+            op.body, ops=_named(op.body.ops, op.body.constants, f"{name}/")
+        )
+        named.append(dataclasses.replace(op, name=name, body=body))
     return tuple(named)

@@ -60,6 +60,7 @@ FREE = {
     "a share of the sum": lambda h: jnp.exp(h) / jnp.exp(h).sum(-1, keepdims=True),
     "barrier": jax.lax.optimization_barrier,
     "vmapped": jax.vmap(lambda h: jnp.tanh(h) + 1),
+    "looped": lambda h: jax.lax.fori_loop(0, 3, lambda i, c: jnp.cos(c), h),
 }
 
 
@@ -103,7 +104,8 @@ FROZEN = {
     "sorting": (lambda h: jnp.sort(h, -1), "sorts the channels"),
     "a gather": (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), -1), "gather"),
     "an unknown primitive": (lambda h: jnp.fft.irfft(jnp.fft.rfft(h)), "no rule for fft"),
-    "a loop": (lambda h: jax.lax.fori_loop(0, 3, lambda i, c: c * 2, h), "no rule for scan"),
+    "a loop": (lambda h: jax.lax.fori_loop(0, 3, lambda i, c: jnp.cumsum(c, 1), h),
+               "scan_0/cumsum_0: accumulates over the channels"),
     "a while loop": (lambda h: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c * 2, h),
                      "no rule for while"),
     "a branch": (lambda h: jax.lax.cond(h[0, 0] > 0, jnp.sin, jnp.cos, h), "no rule for cond"),

@@ -217,7 +217,6 @@ def test_a_derivative_rule_around_a_contraction_is_opened_and_said_so():
 @pytest.mark.parametrize(
     ("kind", "fn"),
     [
-        ("scan", lambda v, x: lax.scan(lambda c, _: (c * v["w"], None), x, None, length=3)[0]),
         ("while", lambda v, x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c * v["w"], x)),
         ("cond", lambda v, x: lax.cond(x.sum() > 0, lambda c: c * v["w"], jnp.negative, x)),
     ],
