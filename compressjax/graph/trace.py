@@ -108,8 +108,9 @@ def trace(fn: Callable[..., Any], variables: Any, *args: Any, keep_custom: bool 
 class _Flattener:
     """Collects the operations of nested jaxprs into one list."""
 
-    def __init__(self, keep_custom: bool):
+    def __init__(self, keep_custom: bool, where: str = ""):
         self.keep_custom = keep_custom
+        self.where = where
         self.ops: list[Op] = []
         self.constants: dict[Value, Any] = {}
         self.links: dict[Value, str] = {}
@@ -147,12 +148,15 @@ class _Flattener:
             opened = _holds_contraction(jaxpr)
             if opened:
                 self.notes.append(
-                    f"{name} holds a convolution or matrix product and a derivative rule of its "
-                    "own; it is opened, and derivatives of a transformed function follow its body"
+                    f"{self.where}{name} holds a convolution or matrix product and a derivative "
+                    "rule of its own; it is opened, and derivatives of a transformed function "
+                    "follow its body"
                 )
             if opened or not self.keep_custom:
                 if kind != "custom_jvp_call" and not opened:
-                    self.notes.append(f"{name} is opened: its own derivative rule is not used")
+                    self.notes.append(
+                        f"{self.where}{name} is opened: its own derivative rule is not used"
+                    )
                 return self.run(jaxpr, consts, inputs)
             return self._add(eqn, name, inputs, _call(eqn))
         if kind == "convert_element_type" and isinstance(inputs[0], Literal):
@@ -162,7 +166,7 @@ class _Flattener:
         if kind == "scan":
             step = self._step(eqn, inputs)
             self.notes.append("scan is one operation: only cuts of channels look inside it")
-            self.notes.extend(f"where channels inside scan are cut, {note}" for note in step.notes)
+            self.notes.extend(step.notes)
             return self._add(eqn, kind, inputs, _bind(eqn.primitive), step)
         if kind in ("while", "cond"):
             self.notes.append(f"{kind} is left whole: transforms do not look inside it")
@@ -171,7 +175,7 @@ class _Flattener:
     def _step(self, eqn: Any, inputs: Sequence[Value]) -> Graph:
         """What a scan does in each step; what reads a variable, or a slice of it, is named so."""
         closed = eqn.params["jaxpr"]
-        flat = _Flattener(self.keep_custom)
+        flat = _Flattener(self.keep_custom, "where channels inside scan are cut, ")
         leaves = [_value(var.aval) for var in closed.jaxpr.invars]
         pairs = zip(leaves, inputs, strict=True)
         flat.links.update({leaf: self.links[value] for leaf, value in pairs if value in self.links})
