@@ -14,7 +14,7 @@ import optax
 from compressjax import tree
 
 PyTree = Any
-Strength = float | optax.Schedule
+Strength = float | Callable[[jax.Array], jax.typing.ArrayLike]  # of the step, as optax.Schedule
 Strengths = Strength | Mapping[str, Strength]
 
 
@@ -128,7 +128,10 @@ def transformation(
         updates: PyTree, state: PenaltyState, params: PyTree | None = None
     ) -> tuple[PyTree, PenaltyState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(
+                "params is None: a penalty is a function of the weights; call "
+                "tx.update(updates, state, params)"
+            )
         changed = change(prepare(params), state.step, updates, params)
         return changed, PenaltyState(optax.safe_increment(state.step))
 

@@ -39,10 +39,10 @@ def group_lasso(
 
     is added to the loss. The subgradient is weight / norm, and 0 at 0. The weights of a channel are
     those that make it, over all layers that have to agree: slices of kernels along their output
-    features, biases, and the scale and bias of norms; not the kernels that read it
-    (`slimming.penalties.everything` counts these too, as in Fang et al., "DepGraph" (2023)). Put it in front
-    of the optimizer. Subgradients leave channels near zero, at about the learning rate times the
-    strength: `proximal_group_lasso` makes them exactly zero.
+    features, biases, and the scale and bias of norms; not the kernels that read it, unless
+    `members` is `slimming.penalties.everything`. Put it in front of the optimizer. Subgradients
+    leave channels near zero, at about the learning rate times the strength: `proximal_group_lasso`
+    makes them exactly zero.
 
     Args:
       groups: as `slimming.find_groups` returns them.
@@ -111,7 +111,8 @@ def proximal_group_lasso(
     Args:
       groups: as `slimming.find_groups` returns them.
       strength: as for `group_lasso`.
-      learning_rate: of the optimizer, a number or a schedule.
+      learning_rate: of the optimizer, a number or a schedule; with momentum `m` its steps are
+        `1 / (1 - m)` times longer in the end, and so must this rate be for the same penalty.
       members: which of a group's members count. The step is exact only where no weight is part of
         two channels, so `everything` is refused as soon as a kernel both makes and reads channels.
       select: globs of the variables that count, by the paths that the groups have.

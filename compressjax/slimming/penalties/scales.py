@@ -85,7 +85,8 @@ def proximal_slimming(
 
     Args:
       strength: as for `network_slimming`.
-      learning_rate: of the optimizer, a number or a schedule.
+      learning_rate: of the optimizer, a number or a schedule; with momentum `m` its steps are
+        `1 / (1 - m)` times longer in the end, and so must this rate be for the same penalty.
       select: globs of the paths of the scales.
       protect: globs of paths that get no penalty.
 

@@ -75,11 +75,11 @@ def growing(
 
     is added to the loss, where the factor of the channels that go grows, `staircase(1e-4,
     every=10)`, and that of the others is ordinary weight decay. The network has time to move what
-    these channels do into the others. The paper decays kernels (`members=slimming.penalties.kernels`); here the other
-    weights that make a channel fade with them unless told otherwise, since a norm with a scale
-    would blow up a faded kernel again. Put it in front of the optimizer, which the paper takes to
-    be SGD: at a factor `f` and a learning rate `r` a channel loses the part `f * r` a step, and
-    without the ceiling that would pass 1.
+    these channels do into the others. The paper decays kernels (`slimming.penalties.kernels`); here
+    the other weights that make a channel fade with them, since a norm with a scale would blow up a
+    faded kernel again. Put it in front of the optimizer, which the paper takes to be SGD: at a
+    factor `f` and a learning rate `r` a channel loses the part `f * r` a step, which must stay well
+    under 1.
 
     Args:
       groups: as `slimming.find_groups` returns them.
