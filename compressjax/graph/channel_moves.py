@@ -166,6 +166,23 @@ def _narrow_take(
     return [take_positions(inputs[0], places, along)]
 
 
+def _select(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
+    """What is read may be less than what is there; that it is not more, `Channels.reads` says."""
+    chosen = op.params["axis"]
+    fresh = units.fresh(len(ins[0][chosen]))
+    return [tuple(fresh if i == chosen else axis for i, axis in enumerate(ins[0]))]
+
+
+def _narrow_select(
+    op: Op, inputs: Sequence[Any], kin: Sequence[Axes], kout: Sequence[Axes]
+) -> Sequence[Any]:
+    axis = op.params["axis"]
+    there, read = kin[0][axis], kout[0][axis]
+    if read.sum() == there.sum():
+        return inputs
+    return [take_positions(inputs[0], np.flatnonzero(read[there]), axis)]
+
+
 def _pad(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     out = []
     rest = ZERO if is_zero(op.inputs[1]) else UNKNOWN
@@ -353,6 +370,7 @@ MOVES: dict[str, Rule] = {
     "split": Rule(_split, _narrow_split),
     "slice": Rule(_slice, _narrow_slice),
     "take": Rule(_take, _narrow_take),
+    "select": Rule(_select, _narrow_select),
     "pad": Rule(_pad, _narrow_pad),
     "reshape": Rule(_reshape, _narrow_reshape),
     "gather": Rule(_gather, _narrow_slice_sizes),

@@ -33,11 +33,14 @@ class Channels:
       axes: for each value, the class of its units by axis; `[D]` int64 for an axis of length `D`.
       zero: for each value, by axis, whether it holds only zeros at a position that is cut, if every
         variable is zero where it is cut; `[D]` booleans.
+      reads: pairs of axes `[D]`, of which the second reads the first: a position that is cut in the
+        first one must be cut in the second too.
     """
 
     units: Units
     axes: Mapping[Value, Axes]
     zero: Mapping[Value, Axes]
+    reads: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,13 +128,21 @@ def couple(
         for axis, mask in zip(axes[graph.variables[path]], masks, strict=True):
             units.freeze(axis[mask], why)
     _run(units, graph.ops, axes)
+    reads = [
+        (axes[op.inputs[0]][op.params["axis"]], axes[op.outputs[0]][op.params["axis"]], op.name)
+        for op in graph.ops
+        if op.kind == "select"
+    ]
     for i, value in enumerate(graph.outputs if hold_outputs else ()):
         for axis in loops.read(units, axes, value):
             units.freeze(axis, f"output {i} of the function has this width")
+    for there, read, name in reversed(reads):  # a stream is frozen after all that read it
+        units.freeze(there[units.frozen(read)], f"{name} reads it")
     return Channels(
         units,
         {value: tuple(map(units.find, found)) for value, found in axes.items()},
         {value: tuple(units.rest(a) == ZERO for a in found) for value, found in axes.items()},
+        tuple((units.find(there), units.find(read)) for there, read, _ in reads),
     )
 
 
@@ -163,7 +174,15 @@ def groups(graph: Graph, channels: Channels) -> tuple[Group, ...]:
         for axis, units in enumerate(channels.axes[value])
     }
     free = {place: ~channels.units.frozen(units) for place, units in places.items()}
-    makers = [*made, *(place for place in places if place not in made and place not in taken)]
+    order = {value: i for i, op in reversed([*enumerate(graph.ops)]) for value in op.inputs}
+    others = [place for place in places if place not in made and place not in taken]
+    others.sort(  # parameters before statistics, each where it is used first
+        key=lambda place: (
+            not place[0].startswith("params/"),
+            order.get(graph.variables[place[0]], len(order)),
+        )
+    )
+    makers = [*made, *others]
     by_unit: dict[int, list[int]] = {}
     for i, place in enumerate(makers):
         for unit in dict.fromkeys(places[place][free[place]].tolist()):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.graph import loops
+from compressjax.graph.branches import branch
 from compressjax.graph.channel_rules import ELEMENTWISE, RULES
 from compressjax.graph.channels import Channels, couple
 from compressjax.graph.interpret import bind_arguments, evaluate
@@ -29,12 +30,13 @@ from compressjax.graph.units import Axes, kept_shape, take
 Rest = tuple[Value, int]  # a value and one of its axes
 
 
-def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
+def narrow(graph: Graph, keep: Mapping[str, Axes], *, gather: bool = False) -> Callable[..., Any]:
     """Makes the function that a graph is when some positions of its variables are gone.
 
     Args:
       graph: from `trace(..., keep_custom=False)`, at the full shapes.
       keep: for each variable path that was cut, one boolean mask an axis, True = kept.
+      gather: whether norms may read fewer channels than there are (see `branches`).
 
     Returns:
       `run(variables, *args)`, which takes the smaller variables. It computes what the graph does if
@@ -53,7 +55,7 @@ def narrow(graph: Graph, keep: Mapping[str, Axes]) -> Callable[..., Any]:
       >>> run({'a': np.ones((4, 2), 'f'), 'b': np.ones((2, 2), 'f')}, np.ones((1, 4), 'f')).tolist()
       [[8.0, 8.0]]
     """
-    graph = reorder(graph)
+    graph = branch(reorder(graph)) if gather else reorder(graph)
     narrowed = _narrowed(graph, *_kept_positions(graph, keep))
 
     def run(variables: Any, *args: Any) -> Any:

@@ -161,12 +161,13 @@ class _Masks:
         self.axes = axes
 
 
-def narrowed(fn: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
+def narrowed(fn: Callable[..., Any], keep: Keep, *, gather: bool = False) -> Callable[..., Any]:
     """Makes a function over smaller variables; what it is at each shape is worked out once.
 
     Args:
       fn: a function of variables of which some are cut.
       keep: the masks.
+      gather: whether norms may read fewer channels than there are.
 
     Returns:
       `apply(variables, *args)`. It raises ValueError if the variables do not have the cut shapes,
@@ -178,7 +179,9 @@ def narrowed(fn: Callable[..., Any], keep: Keep) -> Callable[..., Any]:
       >>> float(apply({'a': np.ones(2, 'f')}, np.float32(2)))
       4.0
     """
-    prepared = graphs.Retrace(fn, lambda graph: narrow(graph, keep), keep_custom=False)
+    prepared = graphs.Retrace(
+        fn, lambda graph: narrow(graph, keep, gather=gather), keep_custom=False
+    )
 
     def apply(variables: Any, *args: Any) -> Any:
         return prepared(_widened(variables, keep), *args)(variables, *args)

@@ -114,11 +114,18 @@ def choose(
     """
     choice, owner = {}, {}
     cut = np.zeros(len(channels.units), bool)
+    reading = np.zeros(len(channels.units), bool)
+    for _, read in channels.reads:
+        reading[read] = True
     steps = {name: round_to // math.gcd(round_to, group.width) for name, group in found.items()}
-    for name, group in found.items():
+    for name in sorted(found, key=lambda name: bool(reading[found[name].units].any())):
+        group = found[name]
+        for there, read in channels.reads:
+            cut[read[cut[there]]] = True
+        left = ~cut[group.units]
         number = math.floor(wanted[name] / steps[name] + 0.5) * steps[name]
-        number = min(max(number, steps[name]), group.size)
-        choice[name] = _best(scores[name], number if wanted[name] < group.size else group.size)
+        number = max(number, steps[name]) if wanted[name] < group.size else group.size
+        choice[name] = _best(np.where(left, scores[name], -np.inf), min(number, int(left.sum())))
         cut[group.units[~choice[name]]] = True
         owner.update({unit: (name, i) for i, unit in enumerate(group.units.tolist())})
     for axis in (axis for axes in channels.axes.values() for axis in axes if len(axis)):

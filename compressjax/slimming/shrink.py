@@ -7,6 +7,7 @@ alone and zeroes weights.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import optax
 
 from compressjax import graph as graphs
 from compressjax import tree
+from compressjax.graph.branches import branch
 from compressjax.graph.channels import Channels, Group, couple, frozen, groups
 from compressjax.graph.reorder import reorder
 from compressjax.slimming import cutting, targets
@@ -28,16 +30,24 @@ class Report:
 
     Attributes:
       groups: for each group, its channels before and after.
+      gathers: for each norm that reads only some channels of a residual stream, by the path of its
+        scale, how many there are, how many it reads, and how many values are copied for that in one
+        call at the example inputs' shapes.
       frozen: for each variable axis that had to stay (`params/Dense_1/kernel[1]`), the reason.
       notes: what tracing left whole, in sentences.
     """
 
     groups: Mapping[str, tuple[int, int]]
+    gathers: Mapping[str, tuple[int, int, int]]
     frozen: Mapping[str, str]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
         lines = [f"{name}: {old} -> {new} channels" for name, (old, new) in self.groups.items()]
+        lines += [
+            f"{name} reads {some} of {all_} channels: a gather of {values:,} values"
+            for name, (all_, some, values) in self.gathers.items()
+        ]
         lines += [f"{place} stays: {why}" for place, why in self.frozen.items()]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -79,6 +89,14 @@ class _Found:
     graph: graphs.Graph
     channels: Channels
     groups: Mapping[str, Group]
+    gather: bool
+
+    def cut(self, choice: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which classes of units go, booleans, if these channels of each group are kept."""
+        gone = np.zeros(len(self.channels.units), bool)
+        for name, group in self.groups.items():
+            gone[group.units[~choice[name]]] = True
+        return gone
 
 
 def find_groups(
@@ -86,6 +104,7 @@ def find_groups(
     variables: Any,
     *args: Any,
     protect: str | Iterable[str] = (),
+    gather: bool = False,
 ) -> tuple[Group, ...]:
     """Finds the channels of a function that have to be kept or cut together.
 
@@ -94,6 +113,7 @@ def find_groups(
       variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
       *args: example inputs, or their shapes.
       protect: globs over paths of variables which must keep their shapes.
+      gather: see `shrink`.
 
     Returns:
       The groups that `shrink` would cut, in the order in which the function makes their channels.
@@ -107,7 +127,7 @@ def find_groups(
       >>> find_groups(fn, {'a': np.ones((1, 4)), 'b': np.ones((4, 3))}, np.ones((1, 1)))
       (Group('a', 4 channels, 2 members),)
     """
-    return tuple(_find(fn, variables, args, protect).groups.values())
+    return tuple(_find(fn, variables, args, protect, gather).groups.values())
 
 
 def shrink(
@@ -120,6 +140,7 @@ def shrink(
     ranking: Ranking | None = None,
     round_to: int = 8,
     protect: str | Iterable[str] = (),
+    gather: bool = False,
     kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Shrunk:
     """Takes the least important channels out of a function.
@@ -150,9 +171,13 @@ def shrink(
       round_to: what is kept of a group is a multiple of this many channels: at least one multiple,
         or the whole group if it is no larger.
       protect: globs over paths of variables which must keep their shapes.
+      gather: whether a norm that reads a residual stream (in pre-activation networks) may be cut
+        apart from the stream. Where it then reads fewer channels than the stream has, they are
+        gathered in front of it, which copies values on every call: the report says how many. What
+        is cut alike needs no gather.
       kept: cut these instead of ranking: the `kept` of an earlier result, for a fresh checkpoint of
-        the same model (`ratio`, `target`, `importance`, `ranking` and `round_to` then do not
-        matter).
+        the same model and the same `gather` (`ratio`, `target`, `importance`, `ranking` and
+        `round_to` then do not matter).
 
     Returns:
       The smaller function and its variables.
@@ -173,7 +198,7 @@ def shrink(
       [[9.0, 9.0, 9.0]]
     """
     _check(ratio, round_to)
-    found = _find(fn, variables, args, protect)
+    found = _find(fn, variables, args, protect, gather)
     if kept is None:
         choice = _ranked(
             found,
@@ -189,15 +214,16 @@ def shrink(
         choice = _chosen(found, kept)
     keep = cutting.keep_masks(found.graph, found.groups, choice)
     return Shrunk(
-        apply=cutting.narrowed(fn, keep),
+        apply=cutting.narrowed(fn, keep, gather=gather),
         variables=cutting.cut(variables, keep),
         kept={name: _positions(group, choice[name]) for name, group in found.groups.items()},
-        transform=lambda other: cutting.narrowed(other, keep),
+        transform=lambda other: cutting.narrowed(other, keep, gather=gather),
         cut=lambda others: cutting.cut(others, keep),
         masked=lambda others: cutting.masked(others, keep),
         cut_state=_state_cutter(graphs.template(variables), keep),
         report=Report(
             {name: (len(choice[name]), int(choice[name].sum())) for name in found.groups},
+            _gathers(found, found.cut(choice)),
             frozen(found.graph, found.channels),
             found.graph.notes,
         ),
@@ -215,8 +241,28 @@ def _state_cutter(
     return lambda tx, state: cutting.cut_state(tx, state, variables, keep)
 
 
+def _gathers(found: _Found, cut: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """What is gathered in front of norms: channels there, channels read, values copied."""
+    gathers = {}
+    for op in found.graph.ops:
+        if op.kind != "select":
+            continue
+        there, read = (
+            [int(np.sum(~cut[axis])) for axis in found.channels.axes[value]]
+            for value in (op.inputs[0], op.outputs[0])
+        )
+        axis = op.params["axis"]
+        if read[axis] < there[axis]:
+            gathers[op.name] = (there[axis], read[axis], math.prod(read))
+    return gathers
+
+
 def _find(
-    fn: Callable[..., Any], variables: Any, args: Sequence[Any], protect: str | Iterable[str]
+    fn: Callable[..., Any],
+    variables: Any,
+    args: Sequence[Any],
+    protect: str | Iterable[str],
+    gather: bool,
 ) -> _Found:
     for path, leaf in tree.paths((variables, args)).items():
         if not all(isinstance(size, int) for size in np.shape(leaf)):
@@ -226,10 +272,12 @@ def _find(
             )
     shapes = graphs.template((variables, args))
     graph = reorder(graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False))
+    if gather:
+        graph = branch(graph)
     protected = tree.match(protect, graph.variables, what="protect")
     held = {path: (cutting.whole(graph, path), "protected") for path in protected}
     channels = couple(graph, held)
-    return _Found(graph, channels, {group.name: group for group in groups(graph, channels)})
+    return _Found(graph, channels, {group.name: group for group in groups(graph, channels)}, gather)
 
 
 def _ranked(
@@ -255,15 +303,13 @@ def _ranked(
 
     def candidate(level: float) -> targets.Candidate:
         choice = chosen(level)
-        gone = np.zeros(len(found.channels.units), bool)
-        for name, group in found.groups.items():
-            gone[group.units[~choice[name]]] = True
 
         def build() -> tuple[Callable[..., Any], Any]:
             keep = cutting.keep_masks(found.graph, found.groups, choice)
-            return cutting.narrowed(fn, keep), cutting.cut(variables, keep)
+            small = cutting.narrowed(fn, keep, gather=found.gather)
+            return small, cutting.cut(variables, keep)
 
-        return targets.Candidate(found.graph, found.channels, gone, build)
+        return targets.Candidate(found.graph, found.channels, found.cut(choice), build)
 
     return chosen(targets.level(target, candidate, lambda: _explain(found, chosen(1.0), round_to)))
 
