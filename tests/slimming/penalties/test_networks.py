@@ -1,0 +1,72 @@
+"""Penalties on the groups of real networks: what counts as a channel is what `shrink` cuts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from compressjax import slimming, tree
+from compressjax.slimming import penalties
+from tests.support.reference import positions
+from tests.support.topologies import IMAGE, depthwise, grouped, linen, plain, residual
+
+
+def cut(fn: Any, variables: Any, group: Any, kept: list[int]) -> dict[tuple[str, int], Any]:
+    """Which positions of which axes of parameters go if only some positions of a group stay."""
+    left = positions(fn, variables, {group.name: kept}, IMAGE)
+    return {
+        (path.removeprefix("params/"), axis): np.setdiff1d(np.arange(leaf.shape[axis]), where)
+        for path, leaf in tree.paths(variables).items()
+        if path.startswith("params/")
+        for axis, where in enumerate(left[path])
+        if len(where) < leaf.shape[axis]
+    }
+
+
+@pytest.mark.parametrize("body", [plain, residual, grouped, depthwise])
+def test_a_channel_is_what_is_cut_with_it(body: Any) -> None:
+    fn, variables = linen(body)
+    groups = slimming.find_groups(fn, variables, IMAGE)
+    group, params = groups[0], tree.paths(variables["params"])
+    first = group.members[0].channel
+    gone = cut(fn, variables, group, np.flatnonzero((first >= 0) & (first != 1)).tolist())
+    makers = {
+        (path, axis): where
+        for (path, axis), where in gone.items()
+        if not (path.endswith("kernel") and axis == params[path].ndim - 2)
+    }
+    assert makers and len(makers) < len(gone)
+    weights = {place: np.take(params[place[0]], where, place[1]) for place, where in makers.items()}
+    size = sum(w.size for w in weights.values())
+    norm = np.sqrt(sum((np.float64(w) ** 2).sum() for w in weights.values()))
+    tx = slimming.group_lasso([group], 0.3)
+    zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+    found, _ = jax.jit(tx.update)(zeros, tx.init(variables["params"]), variables["params"])
+    leaves = jax.tree.map(np.asarray, tree.paths(found))
+    for (path, axis), where in makers.items():
+        expected = 0.3 * np.sqrt(size) * weights[path, axis] / norm
+        np.testing.assert_allclose(
+            np.take(leaves[path], where, axis), expected, rtol=1e-4, err_msg=path
+        )
+    for path, leaf in leaves.items():
+        assert np.any(leaf) == any(path == member for member, _ in makers), path
+
+
+def test_a_whole_network_is_penalised_where_its_groups_are() -> None:
+    fn, variables = linen(residual)
+    groups = slimming.find_groups(fn, variables, IMAGE)
+    params = variables["params"]
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for members in (penalties.kernels, penalties.made, penalties.everything):
+        tx = slimming.importance_weighted(groups, 0.1, members=members)
+        found, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+        touched = {f"params/{path}" for path, leaf in tree.paths(found).items() if np.any(leaf)}
+        expected = {
+            member.path
+            for group in groups
+            for member in group.members
+            if members(member) and member.path.startswith("params/")
+        }
+        assert touched == expected
