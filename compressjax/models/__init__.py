@@ -1,7 +1,8 @@
 """Linen networks that the experiments share; nothing in the library depends on them.
 
 All are called as `model.apply(variables, x, train)` with `x: [B, H, W, C]` float and give logits
-`[B, num_classes]`. Every width is a field, so that a shrunk network can be built again.
+`[B, num_classes]`. A network's widths are the standard ones times its `multiplier`, or explicit
+`widths`, which `resize` finds for a shrunk one.
 """
 
 from compressjax.models.mlp import MLP as MLP
@@ -11,6 +12,12 @@ from compressjax.models.mobilenet import mobilenet_widths as mobilenet_widths
 from compressjax.models.mobilenet_v3 import MobileNetV3Small as MobileNetV3Small
 from compressjax.models.mobilenet_v3 import V3Widths as V3Widths
 from compressjax.models.mobilenet_v3 import mobilenet_v3_small_widths as mobilenet_v3_small_widths
+from compressjax.models.preact_resnet import PreActResNet as PreActResNet
+from compressjax.models.preact_resnet import PreActWidths as PreActWidths
+from compressjax.models.preact_resnet import preact_widths as preact_widths
+from compressjax.models.resize import Resizable as Resizable
+from compressjax.models.resize import Shapes as Shapes
+from compressjax.models.resize import resize as resize
 from compressjax.models.resnet import ResNet8 as ResNet8
 from compressjax.models.resnet import ResNet18 as ResNet18
 from compressjax.models.small_cnn import SmallCNN as SmallCNN

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from compressjax.models._layers import resolve, round_to_1, scaled
+from compressjax.models.resize import Shapes
+
+# LeCun et al. (1998), LeNet-300-100.
+_WIDTHS = (300, 100)
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU between them, on the flattened input.
@@ -17,7 +23,9 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      widths: outputs of each hidden layer; LeNet-300-100 (LeCun et al. 1998) by default.
+      multiplier: scales the widths of the standard network, rounded to whole numbers.
+      widths: outputs of each hidden layer, as they are; if None, those of LeNet-300-100 (LeCun et
+        al. 1998) times the multiplier.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -28,13 +36,24 @@ class MLP(nn.Module):
     """
 
     num_classes: int
-    widths: Sequence[int] = (300, 100)
+    multiplier: float = 1.0
+    widths: Sequence[int] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits `[B, num_classes]` of `x: [B, ...]`; `train` changes nothing."""
         del train
         x = x.reshape([x.shape[0], -1])
-        for width in self.widths:
+        for width in self._widths():
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.num_classes)(x)
+
+    @nn.nowrap
+    def resized(self, shapes: Shapes) -> tuple["MLP", tuple[int, ...]]:
+        """Returns this network with the widths of variables, and the shape of an input for it."""
+        widths = shapes.outputs(*(f"Dense_{i}" for i in range(len(self._widths()))))
+        return self.clone(multiplier=1.0, widths=widths), (1, shapes.kernel("Dense_0")[0])
+
+    @nn.nowrap
+    def _widths(self) -> Sequence[int]:
+        return resolve("MLP", self.widths, self.multiplier, scaled(_WIDTHS, round_to_1))

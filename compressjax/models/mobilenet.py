@@ -11,7 +11,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from compressjax.models._layers import conv_norm, round_to_8
+from compressjax.models._layers import conv_norm, resolve, round_to_8
+from compressjax.models.resize import Shapes
 
 # Sandler et al. (2018), table 2: expansion, output channels and number of blocks of each stage.
 _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
@@ -109,7 +110,7 @@ class MobileNetV2(nn.Module):
       multiplier: width multiplier of a standard network.
       strides: strides of the stem and of the first block of each of the seven stages. For small
         images, put ones in front: `(1, 1, 1, 2, 2, 1, 2, 1)` ends at 4x4 for 32x32 images.
-      widths: the channels of every layer; `mobilenet_widths(multiplier)` if None.
+      widths: the channels of every layer, as they are; `mobilenet_widths(multiplier)` if None.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -127,7 +128,7 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits `[B, num_classes]` of `x: [B, H, W, C]`."""
-        widths = mobilenet_widths(self.multiplier) if self.widths is None else self.widths
+        widths = self._widths()
         total = sum(blocks for _, _, blocks in _STAGES)
         if len(self.strides) != 1 + len(_STAGES):
             raise ValueError(
@@ -150,3 +151,20 @@ class MobileNetV2(nn.Module):
                 )(x, train)
         x = conv_norm(x, widths.head, activation=nn.relu6, train=train)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+    @nn.nowrap
+    def resized(self, shapes: Shapes) -> tuple["MobileNetV2", tuple[int, ...]]:
+        """Returns this network with the widths of variables, and the shape of an input for it."""
+        out: list[str] = []
+        hidden = ["Conv_0"]  # the first block works on what the stem puts out
+        for expansion, _, blocks in _STAGES:
+            first = len(out)
+            out += [f"InvertedResidual_{first}/Conv_{1 + (expansion > 1)}"] * blocks
+            hidden += [f"InvertedResidual_{i}/Conv_0" for i in range(max(1, first), len(out))]
+        stem, head = shapes.outputs("Conv_0", "Conv_1")
+        widths = Widths(stem, shapes.outputs(*hidden), shapes.outputs(*out), head)
+        return self.clone(multiplier=1.0, widths=widths), shapes.image("Conv_0")
+
+    @nn.nowrap
+    def _widths(self) -> Widths:
+        return Widths(*resolve("MobileNetV2", self.widths, self.multiplier, mobilenet_widths))

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from compressjax.models._layers import conv_norm, round_to_8
+from compressjax.models._layers import conv_norm, resolve, round_to_8
+from compressjax.models.resize import Shapes
 
 
 class _Stage(NamedTuple):
@@ -169,7 +170,8 @@ class MobileNetV3Small(nn.Module):
       multiplier: width multiplier of a standard network.
       strides: strides of the stem and of the first block of each of the five stages. For small
         images, put ones in front: `(1, 1, 2, 2, 1, 2)` ends at 4x4 for 32x32 images.
-      widths: the channels of every layer; `mobilenet_v3_small_widths(multiplier)` if None.
+      widths: the channels of every layer, as they are; `mobilenet_v3_small_widths(multiplier)` if
+        None.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -187,7 +189,7 @@ class MobileNetV3Small(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits `[B, num_classes]` of `x: [B, H, W, C]`."""
-        widths = self.widths or mobilenet_v3_small_widths(self.multiplier)
+        widths = self._widths()
         total = sum(len(stage.hidden) for stage in _STAGES)
         if len(self.strides) != 1 + len(_STAGES):
             raise ValueError(
@@ -215,3 +217,29 @@ class MobileNetV3Small(nn.Module):
         x = conv_norm(x, widths.head, activation=nn.hard_swish, train=train)
         x = nn.hard_swish(nn.Dense(widths.dense)(x.mean(axis=(1, 2))))
         return nn.Dense(self.num_classes)(x)
+
+    @nn.nowrap
+    def resized(self, shapes: Shapes) -> tuple["MobileNetV3Small", tuple[int, ...]]:
+        """Returns this network with the widths of variables, and the shape of an input for it."""
+        stages = [stage for stage in _STAGES for _ in stage.hidden]
+        blocks = [f"V3Block_{i}" for i in range(len(stages))]
+        ends = [f"{blocks[stages.index(stage)]}/Conv_2" for stage in stages[1:]]
+        stem, head, dense = shapes.outputs("Conv_0", "Conv_1", "Dense_0")
+        widths = V3Widths(
+            stem,
+            hidden=(stem, *shapes.outputs(*(f"{block}/Conv_0" for block in blocks[1:]))),
+            squeeze=tuple(
+                shapes.outputs(f"{block}/SqueezeExcite_0/Conv_0")[0] if stage.squeeze else 0
+                for block, stage in zip(blocks, stages, strict=True)
+            ),
+            out=shapes.outputs(f"{blocks[0]}/Conv_1", *ends),
+            head=head,
+            dense=dense,
+        )
+        return self.clone(multiplier=1.0, widths=widths), shapes.image("Conv_0")
+
+    @nn.nowrap
+    def _widths(self) -> V3Widths:
+        return V3Widths(
+            *resolve("MobileNetV3Small", self.widths, self.multiplier, mobilenet_v3_small_widths)
+        )

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from compressjax.models._layers import conv_norm
+from compressjax.models._layers import conv_norm, resolve, round_to_8, scaled
+from compressjax.models.resize import Shapes
 
 # Simonyan and Zisserman (2015), table 1, configuration D: convolutions before each pool.
 _STAGES = (2, 2, 3, 3, 3)
+_WIDTHS = (64, 64, 128, 128, *(256,) * 3, *(512,) * 6)
 
 
 class VGG16(nn.Module):
@@ -28,9 +30,12 @@ class VGG16(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      widths: output channels of each convolution.
+      multiplier: scales the paper's widths (64 to 512), rounded to multiples of 8.
+      widths: output channels of each convolution, as they are; the paper's times the multiplier if
+        None.
       hidden: outputs of the dense layers in front of the last: `(4096, 4096)` in the paper's
-        network for 224x224 images, none in the usual one for 32x32.
+        network for 224x224 images, none in the usual one for 32x32. The multiplier does not scale
+        them.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -41,18 +46,20 @@ class VGG16(nn.Module):
     """
 
     num_classes: int
-    widths: Sequence[int] = (64, 64, 128, 128, *(256,) * 3, *(512,) * 6)
+    multiplier: float = 1.0
+    widths: Sequence[int] | None = None
     hidden: Sequence[int] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits `[B, num_classes]` of `x: [B, H, W, C]`."""
-        if len(self.widths) != sum(_STAGES):
+        every = self._widths()
+        if len(every) != sum(_STAGES):
             raise ValueError(
                 f"VGG16: widths must have {sum(_STAGES)} entries, one per convolution, found"
-                f" {tuple(self.widths)}"
+                f" {tuple(every)}"
             )
-        widths = iter(self.widths)
+        widths = iter(every)
         for convolutions in _STAGES:
             for _ in range(convolutions):
                 x = conv_norm(x, next(widths), 3, activation=nn.relu, train=train)
@@ -61,3 +68,17 @@ class VGG16(nn.Module):
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.num_classes)(x)
+
+    @nn.nowrap
+    def resized(self, shapes: Shapes) -> tuple["VGG16", tuple[int, ...]]:
+        """Returns this network with the widths of variables, and the shape of an input for it."""
+        widths = shapes.outputs(*(f"Conv_{i}" for i in range(sum(_STAGES))))
+        hidden = shapes.outputs(*(f"Dense_{i}" for i in range(len(self.hidden))))
+        positions = max(1, shapes.kernel("Dense_0")[0] // widths[-1])
+        _, height, width, channels = shapes.image("Conv_0")
+        shape = (1, height * positions, width, channels)  # each 32x32 leave one position
+        return self.clone(multiplier=1.0, widths=widths, hidden=hidden), shape
+
+    @nn.nowrap
+    def _widths(self) -> Sequence[int]:
+        return resolve("VGG16", self.widths, self.multiplier, scaled(_WIDTHS, round_to_8))

@@ -20,9 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = cifar10.get_config()
     config.title = "CIFAR-10, VGG16 x0.25: dense float to int8"
     config.model = ml_collections.ConfigDict(
-        {
-            "make": models.VGG16,
-            "options": {"widths": (16, 16, 32, 32, *(64,) * 3, *(128,) * 6)},
-        }
+        {"make": models.VGG16, "options": {"multiplier": 0.25}}
     )
     return config
