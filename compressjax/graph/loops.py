@@ -223,8 +223,7 @@ def narrow(
         return outputs[: len(carry)], outputs[len(carry) :]
 
     if body.checkpoint is not None:
-        saved = {name: body.checkpoint[name] for name in ("prevent_cse", "policy")}
-        run = jax.checkpoint(run, **saved)
+        run = jax.checkpoint(run, policy=body.checkpoint["policy"])
     how = {name: op.params[name] for name in ("length", "reverse", "unroll")}
     last, collected = jax.lax.scan(run, carry, list(given.xs), **how)
     return [*last, *collected]

@@ -297,8 +297,9 @@ def _named(ops: Sequence[Op], leaves: Iterable[Value], within: str = "") -> tupl
             counts[base] = order + 1
             name = f"{base}#{order}" if by_variable else f"{base}_{order}"
         taken.add(name)
-        body = op.body and dataclasses.replace(
-            op.body, ops=_named(op.body.ops, op.body.constants, f"{name}/")
-        )
+        body = op.body
+        if body is not None:
+            inside = f"{op.kind}({name})/" if by_variable else f"{name}/"
+            body = dataclasses.replace(body, ops=_named(body.ops, body.constants, inside))
         named.append(dataclasses.replace(op, name=name, body=body))
     return tuple(named)
