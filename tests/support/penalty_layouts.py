@@ -13,7 +13,7 @@ from compressjax.graph.channels import Group, Member
 from tests.support import penalty_oracles
 
 SHAPES = {
-    "a/kernel": (3, 3, 2, 6),
+    "a/kernel": (2, 1, 2, 6),
     "a/norm/scale": (6,),
     "a/norm/bias": (6,),
     "b/kernel": (6, 5),

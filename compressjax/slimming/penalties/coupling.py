@@ -95,7 +95,7 @@ def everything(member: Member) -> bool:
     return True
 
 
-def coupling(
+def of_groups(
     groups: Iterable[Group],
     *,
     members: Callable[[Member], bool],
@@ -121,8 +121,8 @@ def coupling(
 
     Example:
       >>> kernel = Member('params/w', 1, np.array([0, 1, 0]), makes=True, kernel=True)
-      >>> found = coupling([Group('params/w', (kernel,), np.arange(2))], members=made,
-      ...                  select='*', protect=(), collection='params')
+      >>> found = of_groups([Group('params/w', (kernel,), np.arange(2))], members=made,
+      ...                   select='*', protect=(), collection='params')
       >>> found.places[0].path, found.channel, found.group
       ('w', array([0, 1, 0], dtype=int32), array([0, 0], dtype=int32))
     """
@@ -262,8 +262,8 @@ def squared_norms(coupled: Coupling, leaves: Mapping[str, jax.Array]) -> jax.Arr
 
     Example:
       >>> kernel = Member('w', 1, np.array([0, 1, 0]), makes=True, kernel=True)
-      >>> coupled = coupling([Group('w', (kernel,), np.arange(2))], members=made, select='*',
-      ...                    protect=(), collection='')
+      >>> coupled = of_groups([Group('w', (kernel,), np.arange(2))], members=made, select='*',
+      ...                     protect=(), collection='')
       >>> squared_norms(coupled, {'w': jnp.array([[1.0, 2.0, 3.0]])})
       Array([10.,  4.], dtype=float32)
     """
@@ -290,8 +290,8 @@ def spread(
 
     Example:
       >>> kernel = Member('w', 1, np.array([0, -1, 0]), makes=True, kernel=True)
-      >>> coupled = coupling([Group('w', (kernel,), np.arange(1))], members=made, select='*',
-      ...                    protect=(), collection='')
+      >>> coupled = of_groups([Group('w', (kernel,), np.arange(1))], members=made, select='*',
+      ...                     protect=(), collection='')
       >>> spread(coupled, jnp.array([7.0]), {'w': jnp.ones((2, 3))})['w']
       Array([[7., 0., 7.]], dtype=float32)
     """

@@ -15,8 +15,7 @@ import optax
 
 from compressjax import tree
 from compressjax.graph.channels import Group, Member
-from compressjax.slimming.penalties import base
-from compressjax.slimming.penalties import coupling as coupled
+from compressjax.slimming.penalties import base, coupling
 from compressjax.slimming.penalties.base import PyTree, Strength, Strengths
 
 
@@ -24,7 +23,7 @@ def group_lasso(
     groups: Iterable[Group],
     strength: Strengths,
     *,
-    members: Callable[[Member], bool] = coupled.made,
+    members: Callable[[Member], bool] = coupling.made,
     select: str | Iterable[str] = "*",
     protect: str | Iterable[str] = (),
     collection: str = "params",
@@ -72,19 +71,19 @@ def group_lasso(
       >>> updates['w'][0]
       Array([0.5, 0. ], dtype=float32)
     """
-    found = coupled.coupling(
+    found = coupling.of_groups(
         groups, members=members, select=select, protect=protect, collection=collection
     )
-    strengths = coupled.by_group(found, base.rules(strength))
+    strengths = coupling.by_group(found, base.rules(strength))
 
     def factors(step: jax.Array, leaves: Mapping[str, jax.Array]) -> jax.Array:
-        squares = coupled.squared_norms(found, leaves)
+        squares = coupling.squared_norms(found, leaves)
         some = squares > 0
         inverse = jnp.where(some, jax.lax.rsqrt(jnp.where(some, squares, 1)), 0)
-        weight = coupled.per_channel(found, strengths, step)
-        return weight * np.sqrt(coupled.sizes(found, leaves)) * inverse
+        weight = coupling.per_channel(found, strengths, step)
+        return weight * np.sqrt(coupling.sizes(found, leaves)) * inverse
 
-    return coupled.penalised(found, factors)
+    return coupling.penalised(found, factors)
 
 
 def proximal_group_lasso(
@@ -92,7 +91,7 @@ def proximal_group_lasso(
     strength: Strengths,
     learning_rate: Strength,
     *,
-    members: Callable[[Member], bool] = coupled.made,
+    members: Callable[[Member], bool] = coupling.made,
     select: str | Iterable[str] = "*",
     protect: str | Iterable[str] = (),
     collection: str = "params",
@@ -138,23 +137,23 @@ def proximal_group_lasso(
       Array([1.5, 0. ], dtype=float32)
     """
     base.rules(learning_rate, what="learning_rate")
-    found = coupled.coupling(
+    found = coupling.of_groups(
         groups, members=members, select=select, protect=protect, collection=collection
     )
-    coupled.check_disjoint(found)
-    strengths = coupled.by_group(found, base.rules(strength))
+    coupling.check_disjoint(found)
+    strengths = coupling.by_group(found, base.rules(strength))
 
     def change(
         leaves: Mapping[str, jax.Array], step: jax.Array, updates: PyTree, params: PyTree
     ) -> PyTree:
         given = tree.paths(updates)
         moved = {path: leaf + given[path] for path, leaf in leaves.items()}
-        norms = jnp.sqrt(coupled.squared_norms(found, moved))
-        weight = base.at(learning_rate, step) * coupled.per_channel(found, strengths, step)
-        threshold = weight * np.sqrt(coupled.sizes(found, leaves))
+        norms = jnp.sqrt(coupling.squared_norms(found, moved))
+        weight = base.at(learning_rate, step) * coupling.per_channel(found, strengths, step)
+        threshold = weight * np.sqrt(coupling.sizes(found, leaves))
         some = ~(norms <= threshold)  # also where it is not a number
         cut = jnp.where(some, threshold / jnp.where(some, norms, 1), 1)
-        parts = coupled.spread(found, cut, leaves)
+        parts = coupling.spread(found, cut, leaves)
 
         def shrunken(path: str, update: jax.Array, leaf: jax.Array) -> jax.Array:
             if path not in parts:
@@ -164,4 +163,4 @@ def proximal_group_lasso(
 
         return tree.map_with_path(shrunken, updates, params)
 
-    return base.transformation(lambda params: coupled.leaves_of(found, params), change)
+    return base.transformation(lambda params: coupling.leaves_of(found, params), change)

@@ -13,8 +13,7 @@ import numpy as np
 import optax
 
 from compressjax.graph.channels import Group, Member
-from compressjax.slimming.penalties import base
-from compressjax.slimming.penalties import coupling as coupled
+from compressjax.slimming.penalties import base, coupling
 from compressjax.slimming.penalties.base import Strengths
 
 
@@ -62,7 +61,7 @@ def growing(
     strength: Strengths,
     *,
     ordinary: Strengths = 0.0,
-    members: Callable[[Member], bool] = coupled.made,
+    members: Callable[[Member], bool] = coupling.made,
     select: str | Iterable[str] = "*",
     protect: str | Iterable[str] = (),
     collection: str = "params",
@@ -112,21 +111,21 @@ def growing(
       Array([[0.5, 0. ]], dtype=float32)
     """
     listed = list(groups)
-    found = coupled.coupling(
+    found = coupling.of_groups(
         listed, members=members, select=select, protect=protect, collection=collection
     )
     stays = _stays(listed, kept)
-    going = coupled.by_group(found, base.rules(strength))
-    staying = coupled.by_group(found, base.rules(ordinary, what="ordinary"), what="ordinary")
+    going = coupling.by_group(found, base.rules(strength))
+    staying = coupling.by_group(found, base.rules(ordinary, what="ordinary"), what="ordinary")
 
     def factors(step: jax.Array, leaves: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.where(
             stays,
-            coupled.per_channel(found, staying, step),
-            coupled.per_channel(found, going, step),
+            coupling.per_channel(found, staying, step),
+            coupling.per_channel(found, going, step),
         )
 
-    return coupled.penalised(found, factors)
+    return coupling.penalised(found, factors)
 
 
 def importance_weighted(
@@ -134,7 +133,7 @@ def importance_weighted(
     strength: Strengths,
     *,
     alpha: float = 4.0,
-    members: Callable[[Member], bool] = coupled.everything,
+    members: Callable[[Member], bool] = coupling.everything,
     select: str | Iterable[str] = "*",
     protect: str | Iterable[str] = (),
     collection: str = "params",
@@ -180,21 +179,21 @@ def importance_weighted(
     """
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha}, expected at least 0")
-    found = coupled.coupling(
+    found = coupling.of_groups(
         groups, members=members, select=select, protect=protect, collection=collection
     )
-    strengths = coupled.by_group(found, base.rules(strength))
+    strengths = coupling.by_group(found, base.rules(strength))
 
     def factors(step: jax.Array, leaves: Mapping[str, jax.Array]) -> jax.Array:
-        squares = coupled.squared_norms(found, leaves)
+        squares = coupling.squared_norms(found, leaves)
         number = len(found.names)
         most = jax.ops.segment_max(squares, found.group, number)[found.group]
         least = jax.ops.segment_min(squares, found.group, number)[found.group]
         differ = most > least
         below = jnp.where(differ, (most - squares) / jnp.where(differ, most - least, 1), 0)
-        return 2 * coupled.per_channel(found, strengths, step) * 2 ** (alpha * below)
+        return 2 * coupling.per_channel(found, strengths, step) * 2 ** (alpha * below)
 
-    return coupled.penalised(found, factors)
+    return coupling.penalised(found, factors)
 
 
 def _stays(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> np.ndarray:
@@ -210,12 +209,13 @@ def _stays(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> np.nda
         first = named[group.name]
         free = np.flatnonzero(first.channel >= 0)
         places = np.asarray(kept.get(group.name, free), int)
-        if not np.isin(places, free).all():
+        if not places.size or not np.isin(places, free).all():
             wrong = places[~np.isin(places, free)].tolist()
+            found = f"the positions {wrong[:8]}" if wrong else "no position"
             raise ValueError(
-                f"kept of group {group.name!r} has the positions {wrong[:8]}: expected some of the "
-                f"group's {len(free)} along {first.path}[{first.axis}]; give the kept of a cut of "
-                "this very model"
+                f"kept of group {group.name!r} has {found}: expected some of the group's "
+                f"{len(free)} along {first.path}[{first.axis}]; give the kept of a cut of this "
+                "very model"
             )
         stays.append(np.isin(np.arange(group.size), first.channel[places]))
     return np.concatenate(stays)

@@ -292,7 +292,7 @@ def test_what_is_not_a_number_stays_visible(name: str) -> None:
 def test_channels_of_one_size_decay_alike() -> None:
     params = {path: np.ones_like(x) for path, x in draw(0).items()}
     found = pull(slimming.importance_weighted(GROUPS, 0.5, select="*/a/*"), params)
-    np.testing.assert_array_equal(found["a/kernel"], np.ones((3, 3, 2, 6)))
+    np.testing.assert_array_equal(found["a/kernel"], np.ones((2, 1, 2, 6)))
 
 
 def test_factors_grow_in_steps_up_to_the_ceiling() -> None:
@@ -362,6 +362,7 @@ def test_bad_numbers_and_groups_are_refused() -> None:
         ({"params/x": [0]}, "kept names 'params/x', which is none of the groups"),
         ({"params/b/kernel": [2, 3]}, r"positions \[2\]: expected some of the group's 4"),
         ({"params/b/kernel": [5]}, r"positions \[5\]"),
+        ({"params/b/kernel": []}, "'params/b/kernel' has no position: expected some"),
         ({"params/b/kernel": [-1]}, r"positions \[-1\]"),
     ],
 )
