@@ -228,7 +228,7 @@ class PreActResNet(nn.Module):
             whole = np.arange(width) if read is None else np.asarray(read)
             path = f"params/{norm}/scale"
             mine = np.asarray(kept.get(path, np.flatnonzero(np.isin(whole, left))))
-            if mine.max() >= len(whole) or not np.isin(whole[mine], left).all():
+            if mine.max(initial=-1) >= len(whole) or not np.isin(whole[mine], left).all():
                 raise ValueError(
                     f"resize: kept of {path}: expected positions under {len(whole)} of channels"
                     f" that {makers[0]} keeps, found {mine.tolist()}; give the `kept` of shrinking"

@@ -100,6 +100,27 @@ def json_like(value):
     return value is None or type(value) is int
 
 
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_norms_that_are_cut_apart_from_the_stream_become_reads(bottleneck):
+    model = models.PreActResNet(
+        num_classes=4, multiplier=0.375, blocks=(1, 3, 1), bottleneck=bottleneck
+    )
+    x = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    variables = draw(shapes(model))
+    found = slimming.find_groups(model.apply, variables, x, gather=True)
+    apart = [group.name for group in found if group.name.endswith("/scale")]
+    ratios = {**dict.fromkeys(apart, 0.6), "**": 0.3}
+    for options in ({"ratio": ratios, "gather": True}, {"ratio": 0.3}):  # then cut that once more
+        shrunk = slimming.shrink(model.apply, variables, x, round_to=1, **options)
+        assert len(shrunk.report.gathers) == (5 if "gather" in options else 0)
+        model = models.resize(model, shrunk.variables, shrunk.kept)
+        assert [read is None for read in model.reads] == [False] * 5 + [True]
+        assert json_like(model.reads)
+        variables = shrunk.variables
+        both = jax.jit(lambda v, m=model, s=shrunk: (m.apply(v, x), s.apply(v, x)))(variables)
+        np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-5)
+
+
 def test_kept_of_another_network_is_named():
     kept = {"params/PreActBlock_2/BatchNorm_0/scale": [0, 99]}
     with pytest.raises(ValueError, match=r"PreActBlock_2/BatchNorm_0/scale: expected positions"):
