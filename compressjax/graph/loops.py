@@ -117,18 +117,15 @@ def couple(
     starts = [axis for start in outer.carry for axis in start]
     zero = [units.rest(axis) == ZERO for axis in starts]
     while True:
-        enter = [
+        enter = (
             units.join([axis], np.where(is_zero, ZERO, UNKNOWN))
             for axis, is_zero in zip(starts, zero, strict=True)
-        ]
-        left = iter(enter)
+        )
         for value in inner.carry:
-            axes[value] = tuple(itertools.islice(left, len(value.shape)))
+            axes[value] = tuple(itertools.islice(enter, len(value.shape)))
         run(units, body.ops, axes)
         outs = [read(units, axes, value) for value in body.outputs]
         leave = [axis for end in outs[: len(inner.carry)] for axis in end]
-        for before, after in zip(enter, leave, strict=True):
-            units.tie(before, after)
         stays = [
             bool((~is_zero | (units.rest(axis) == ZERO) | units.frozen(axis)).all())
             for axis, is_zero in zip(leave, zero, strict=True)
