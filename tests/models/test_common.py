@@ -29,6 +29,10 @@ NETWORKS = {
         models.ResNet18(num_classes=7, widths=(4, 5, 6, 8), small_images=True),
         (8, 7, 1),
     ),
+    "preact_resnet": (
+        models.PreActResNet(num_classes=7, multiplier=0.25, blocks=(1, 1, 1), bottleneck=True),
+        (9, 7, 3),
+    ),
     "vgg16": (models.VGG16(num_classes=7, widths=(*range(4, 17),), hidden=(9,)), (9, 8, 3)),
 }
 
