@@ -1,0 +1,171 @@
+"""What is left of a network's accuracy when most of its channels go, with and without a penalty.
+
+    python -m experiments.bench.network_slimming --config=experiments/configs/cifar10_vgg16.py \
+        --workdir=runs/cifar10_vgg16 --epochs=10 --tune_epochs=4
+
+trains the config's network twice from the same untrained weights, once with an L1 penalty on the
+scales of batch norm, cuts the channels with the smallest scales out of both, and fine-tunes. The
+dense network is fine-tuned as well, so that no row has more training than another. A run that was
+stopped goes on.
+"""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+from absl import app, flags, logging
+
+import compressjax as cj
+from compressjax import slimming, training
+from experiments import fitting, networks, run
+from experiments.bench import options, timing
+
+_EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs from untrained weights.", lower_bound=1)
+_TUNE = flags.DEFINE_integer("tune_epochs", 4, "Epochs of fine-tuning.", lower_bound=1)
+_RATE = flags.DEFINE_float("rate", 0.1, "Highest learning rate of SGD.")
+_TUNE_RATE = flags.DEFINE_float("tune_rate", 0.02, "Highest learning rate of fine-tuning.")
+_STRENGTH = flags.DEFINE_float("strength", 1e-3, "Of the penalty.", lower_bound=0.0)
+_ROUND = flags.DEFINE_integer("round_to", 1, "Layers keep multiples of this.", lower_bound=1)
+_RATIO = flags.DEFINE_float("ratio", 0.7, "Part of all channels that go.", 0.0, 0.999)
+
+
+def trained(
+    config: Any,
+    directory: pathlib.Path,
+    *,
+    data: networks.Data,
+    network: networks.Network,
+    variables: networks.Variables,
+    epochs: int,
+    rate: float,
+    penalty: optax.GradientTransformation,
+) -> networks.Variables:
+    """Trains with momentum 0.9 and a weight decay of 1e-4, as Liu et al. do.
+
+    Args:
+      config: of an experiment.
+      directory: gets checkpoints and metrics.
+      data: both splits.
+      network: what is trained.
+      variables: to start from.
+      epochs: how long.
+      rate: highest learning rate, reached after a tenth of the steps, cosine after it.
+      penalty: applied in front of the optimizer.
+
+    Returns:
+      The trained variables.
+    """
+    batch = config.train.batch_size
+    steps = epochs * training.steps_per_epoch(data.train_images.shape[0], batch)
+    schedule = optax.warmup_cosine_decay_schedule(0.1 * rate, rate, max(1, steps // 10), steps)
+    tx = optax.chain(
+        penalty,
+        optax.add_decayed_weights(1e-4),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+    epoch = training.make_epoch(
+        training.supervised(network.forward), tx, batch_size=batch, augment=data.augment
+    )
+    state = training.fit(
+        training.init_state(variables, tx, fitting.key(config, "slimming")),
+        epoch,
+        data.train_images,
+        data.train_labels,
+        training.Schedule(epochs),
+        directory=directory,
+        label=directory.name,
+    )
+    return state.variables
+
+
+def accuracy(data: networks.Data, apply: networks.Apply, variables: networks.Variables) -> float:
+    """Counts on the whole test split."""
+    return fitting.scored(data, apply, variables).accuracy
+
+
+def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains, cuts and fine-tunes.
+
+    Args:
+      config: of an experiment.
+      workdir: gets a folder for each training run.
+
+    Returns:
+      For each row its accuracies, and what is left of parameters and MACs.
+    """
+    data, network, init, _ = fitting.set_up(config)
+    start = jax.jit(init)(fitting.key(config, "init"), data.example)
+    whole = cj.trace(network.apply, start, data.example)
+    starts = {"dense": optax.identity(), "sparse": slimming.network_slimming(_STRENGTH.value)}
+    fit = functools.partial(trained, config, data=data)
+    found: dict[str, Any] = {}
+
+    def add(name: str, small: networks.Network, variables: networks.Variables) -> None:
+        tuned = fit(
+            workdir / f"{name.replace(' ', '_')}_tuned",
+            network=small,
+            variables=variables,
+            epochs=_TUNE.value,
+            rate=_TUNE_RATE.value,
+            penalty=optax.identity(),
+        )
+        graph = cj.trace(small.apply, variables, data.example)
+        found[name] = {
+            "before": accuracy(data, small.apply, variables),
+            "after": accuracy(data, small.apply, tuned),
+            "parameters": graph.num_params / whole.num_params,
+            "macs": graph.macs / whole.macs,
+        }
+        logging.info("%s: %s", name, found[name])
+
+    for name, penalty in starts.items():
+        variables = fit(
+            workdir / name,
+            network=network,
+            variables=start,
+            epochs=_EPOCHS.value,
+            rate=_RATE.value,
+            penalty=penalty,
+        )
+        cut = cj.shrink(
+            network.apply,
+            variables,
+            data.example,
+            ratio=_RATIO.value,
+            importance=slimming.batch_norm_scale(),
+            ranking=slimming.global_(),
+            round_to=_ROUND.value,
+        )
+        add(name, network, variables)
+        small = networks.Network(cut.apply, cut.transform(network.train))
+        add(f"{name} cut", small, cut.variables)
+        found[f"{name} cut"]["channels"] = dict(cut.report.groups)
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures and prints."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    found = rows(run.CONFIG.value, pathlib.Path(run.WORKDIR.value))
+    if options.JSON.value:
+        print(timing.document({"rows": found}))
+        return
+    print(
+        f"{_EPOCHS.value} epochs, {_TUNE.value} of fine-tuning, {100 * _RATIO.value:g} % of all "
+        f"channels cut, strength {_STRENGTH.value:g}"
+    )
+    print(f"{'':<34} {'before':>8} {'tuned':>8}  parameters  MACs")
+    for name, row in found.items():
+        print(
+            f"{name:<34} {100 * row['before']:>6.2f} % {100 * row['after']:>6.2f} %"
+            f"  {row['parameters']:>10.3f}  {row['macs']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=run.parse)
