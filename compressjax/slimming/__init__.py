@@ -1,8 +1,26 @@
 """Fewer channels: smaller arrays that compute the same function."""
 
 from compressjax.slimming.importance import Importance as Importance
+from compressjax.slimming.importance import activation_mean as activation_mean
+from compressjax.slimming.importance import batch_norm_scale as batch_norm_scale
+from compressjax.slimming.importance import diagonal_fisher as diagonal_fisher
+from compressjax.slimming.importance import feature_rank as feature_rank
+from compressjax.slimming.importance import geometric_median as geometric_median
+from compressjax.slimming.importance import gradient_moments as gradient_moments
 from compressjax.slimming.importance import l1 as l1
 from compressjax.slimming.importance import l2 as l2
+from compressjax.slimming.importance import lamp as lamp
+from compressjax.slimming.importance import max_normalised as max_normalised
+from compressjax.slimming.importance import mean_magnitude as mean_magnitude
+from compressjax.slimming.importance import mean_normalised as mean_normalised
+from compressjax.slimming.importance import mean_rank as mean_rank
+from compressjax.slimming.importance import norm_normalised as norm_normalised
+from compressjax.slimming.importance import observe as observe
+from compressjax.slimming.importance import of_inputs as of_inputs
+from compressjax.slimming.importance import of_weights as of_weights
+from compressjax.slimming.importance import optimal_brain_damage as optimal_brain_damage
+from compressjax.slimming.importance import random as random
+from compressjax.slimming.importance import taylor as taylor
 from compressjax.slimming.penalties import group_lasso as group_lasso
 from compressjax.slimming.penalties import growing as growing
 from compressjax.slimming.penalties import importance_weighted as importance_weighted
