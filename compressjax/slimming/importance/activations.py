@@ -68,8 +68,8 @@ def observe(
       statistic: `[B, ..., I] -> [I]`, of what one kernel reads, channels last.
 
     Returns:
-      For the path of each kernel, an array of its shape: for each weight, the statistic of what it
-      is multiplied with, averaged over batches and over the operations that use the kernel.
+      For the path of each kernel that is used once, an array of its shape: for each weight, the
+      statistic of what it is multiplied with, averaged over batches.
 
     Raises:
       ValueError: if there are no batches.
@@ -88,12 +88,9 @@ def observe(
         if str(shape) not in read:
             read[str(shape)] = _reader(fn, variables, batch)
         found, run = read[str(shape)]
-        uses = {kernel.path: 0 for kernel in found}
-        for kernel in found:
-            uses[kernel.path] += 1
         for kernel, data in zip(found, run(variables, batch), strict=True):
-            share = _of_weights(kernel, np.asarray(statistic(np.asarray(data)))) / uses[kernel.path]
-            made[kernel.path] = made.get(kernel.path, 0.0) + share
+            seen = _of_weights(kernel, np.asarray(statistic(np.asarray(data))))
+            made[kernel.path] = made.get(kernel.path, 0.0) + seen
         count += 1
     if not count:
         raise ValueError("observe: there are no batches to run")
