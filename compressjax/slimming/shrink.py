@@ -21,6 +21,7 @@ from compressjax.graph.channels import Channels, Group, couple, frozen, groups
 from compressjax.graph.reorder import reorder
 from compressjax.slimming import cutting, targets
 from compressjax.slimming.importance import Importance, l1
+from compressjax.slimming.kept import channels, positions
 from compressjax.slimming.selection import Ranking, choose, per_group
 
 
@@ -216,7 +217,7 @@ def shrink(
     return Shrunk(
         apply=cutting.narrowed(fn, keep, gather=gather),
         variables=cutting.cut(variables, keep),
-        kept={name: _positions(group, choice[name]) for name, group in found.groups.items()},
+        kept={name: positions(group, choice[name]) for name, group in found.groups.items()},
         transform=lambda other: cutting.narrowed(other, keep, gather=gather),
         cut=lambda others: cutting.cut(others, keep),
         masked=lambda others: cutting.masked(others, keep),
@@ -276,6 +277,9 @@ def _find(
         graph = branch(graph)
     protected = tree.match(protect, graph.variables, what="protect")
     held = {path: (cutting.whole(graph, path), "protected") for path in protected}
+    for path, value in graph.variables.items():  # another function may use it whole
+        if value not in graph.consumers and value not in graph.outputs:
+            held.setdefault(path, (cutting.whole(graph, path), "not used by this function"))
     channels = couple(graph, held)
     return _Found(graph, channels, {group.name: group for group in groups(graph, channels)}, gather)
 
@@ -374,28 +378,4 @@ def _chosen(found: _Found, kept: Mapping[str, Sequence[int]]) -> dict[str, np.nd
                 f"kept names {name!r}, which is no group of this function"
                 f"{f' ({why})' if why else ''}; its groups are {', '.join(list(found.groups)[:8])}"
             )
-    choice = {}
-    for name, group in found.groups.items():
-        channel = group.members[0].channel
-        places = np.asarray(kept.get(name, np.flatnonzero(channel >= 0)), int)
-        inside = (places >= 0) & (places < len(channel))
-        if not places.size or not inside.all() or (channel[places] < 0).any():
-            raise ValueError(
-                f"kept of group {name!r} is {places.tolist()[:8]}: expected at least one position, "
-                f"each of them one of the group's along {group.members[0].path}"
-                f"[{group.members[0].axis}], which has {len(channel)}"
-            )
-        choice[name] = np.zeros(group.size, bool)
-        choice[name][channel[places]] = True
-        if len(places) != len(_positions(group, choice[name])):
-            raise ValueError(
-                f"kept of group {name!r} splits positions that are tied together; keep all of "
-                f"{_positions(group, choice[name])[:16]}"
-            )
-    return choice
-
-
-def _positions(group: Group, chosen: np.ndarray) -> list[int]:
-    """The kept positions along the axis that names a group."""
-    channel = group.members[0].channel
-    return np.flatnonzero((channel >= 0) & chosen[channel]).tolist()
+    return {name: channels(group, kept.get(name)) for name, group in found.groups.items()}

@@ -188,6 +188,20 @@ def test_loops_of_unknown_length_stay_whole_and_are_named():
     assert "while is left whole" in str(shrunk.report)
 
 
+def test_what_the_function_does_not_use_stays():
+    fn = lambda v, x: nn.relu(x @ v["a"]) @ v["b"]  # noqa: E731
+    head = lambda v, x: fn(v, x) + (x @ v["a"]).sum() + x @ v["other"]  # noqa: E731
+    shapes = {"a": (3, 8), "b": (8, 2), "other": (3, 2)}
+    variables = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    x = np.ones((1, 3), np.float32)
+    shrunk = slimming.shrink(fn, variables, x, round_to=1)
+    assert list(shrunk.kept) == ["a"]
+    assert shrunk.report.frozen["other[1]"] == "not used by this function"
+    np.testing.assert_allclose(
+        shrunk.transform(head)(shrunk.variables, x), head(shrunk.masked(variables), x)
+    )
+
+
 def test_dropout_draws_what_the_whole_network_draws():
     class Network(nn.Module):
         @nn.compact

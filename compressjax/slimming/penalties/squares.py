@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from compressjax.graph.channels import Group, Member
+from compressjax.slimming.kept import channels
 from compressjax.slimming.penalties import base, coupling
 from compressjax.slimming.penalties.base import Strengths
 
@@ -198,24 +199,10 @@ def importance_weighted(
 
 def _stays(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Which channels of all groups stay, `[K]` booleans, from positions along the naming axes."""
-    named = {group.name: group.members[0] for group in groups}
+    named = [group.name for group in groups]
     if unknown := [name for name in kept if name not in named]:
         raise ValueError(
             f"kept names {unknown[0]!r}, which is none of the groups; these are "
-            f"{', '.join(list(named)[:8])}"
+            f"{', '.join(named[:8])}"
         )
-    stays = []
-    for group in groups:
-        first = named[group.name]
-        free = np.flatnonzero(first.channel >= 0)
-        places = np.asarray(kept.get(group.name, free), int)
-        if not places.size or not np.isin(places, free).all():
-            wrong = places[~np.isin(places, free)].tolist()
-            found = f"the positions {wrong[:8]}" if wrong else "no position"
-            raise ValueError(
-                f"kept of group {group.name!r} has {found}: expected some of the group's "
-                f"{len(free)} along {first.path}[{first.axis}]; give the kept of a cut of this "
-                "very model"
-            )
-        stays.append(np.isin(np.arange(group.size), first.channel[places]))
-    return np.concatenate(stays)
+    return np.concatenate([channels(group, kept.get(group.name)) for group in groups])

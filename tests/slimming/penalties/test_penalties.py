@@ -360,10 +360,10 @@ def test_bad_numbers_and_groups_are_refused() -> None:
     ("kept", "message"),
     [
         ({"params/x": [0]}, "kept names 'params/x', which is none of the groups"),
-        ({"params/b/kernel": [2, 3]}, r"positions \[2\]: expected some of the group's 4"),
-        ({"params/b/kernel": [5]}, r"positions \[5\]"),
-        ({"params/b/kernel": []}, "'params/b/kernel' has no position: expected some"),
-        ({"params/b/kernel": [-1]}, r"positions \[-1\]"),
+        ({"params/b/kernel": [2, 3]}, r"is \[2, 3\]: expected .* one of the group's 4"),
+        ({"params/b/kernel": [5]}, r"is \[5\]: expected"),
+        ({"params/b/kernel": []}, r"'params/b/kernel' is \[\]: expected at least one"),
+        ({"params/b/kernel": [-1]}, r"is \[-1\]: expected"),
     ],
 )
 def test_kept_of_another_model_is_refused(kept: Any, message: str) -> None:
