@@ -131,7 +131,16 @@ def shrunk(
     Returns:
       The smaller network and its variables.
     """
-    cut = cj.shrink(network.apply, variables, x, ratio=settings.ratio, round_to=settings.round_to)
+    cut = cj.shrink(
+        network.apply,
+        variables,
+        x,
+        ratio=None if settings.macs else settings.ratio,
+        target=cj.slimming.macs(settings.macs) if settings.macs else None,
+        importance=settings.importance(),
+        ranking=settings.ranking(),
+        round_to=settings.round_to,
+    )
     return Network(cut.apply, cut.transform(network.train)), cut.variables
 
 

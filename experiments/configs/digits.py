@@ -9,7 +9,7 @@ Data: 1,437 images to train on, 360 to test on, of the same 13 writers (see comp
 
 import ml_collections
 
-from compressjax import models, quant
+from compressjax import models, quant, slimming
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -55,7 +55,15 @@ def get_config() -> ml_collections.ConfigDict:
             "select": "**/kernel",
         }
     )
-    config.shrink = ml_collections.ConfigDict({"ratio": 0.5, "round_to": 8})
+    config.shrink = ml_collections.ConfigDict(
+        {
+            "ratio": 0.5,
+            "macs": 0.0,  # if not 0, the part of the MACs to come down to, in place of the ratio
+            "round_to": 8,
+            "importance": slimming.l1,
+            "ranking": slimming.per_group,
+        }
+    )
     config.distil = ml_collections.ConfigDict(
         {
             "epochs": 60,
