@@ -308,7 +308,7 @@ def _gather(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     windows = iter(numbers.offset_dims)
     for i, axis in enumerate(operand):
         to = None if i in gone else next(windows)
-        if to is not None and sizes[i] == len(axis) and i not in numbers.start_index_map:
+        if to is not None and sizes[i] == len(axis):  # whole slices can only start at 0
             out[to] = axis
         else:
             units.freeze(axis, f"{op.name}: positions are picked by a gather")

@@ -49,6 +49,9 @@ FREE = {
     "accumulated along the batch": lambda h: jnp.cumsum(h, axis=0),
     "sliced by data along the batch": lambda h: jax.lax.dynamic_slice(h, (1, 0), (1, 8)),
     "looked up along the batch": lambda h: h[jnp.array([1, 0])],
+    "sliced at each place of the batch": lambda h: jax.vmap(
+        lambda i: jax.lax.dynamic_slice(h, (i, 0), (1, 8))[0]
+    )(jnp.array([1, 0])),
     "checkpointed": jax.checkpoint(lambda h: jnp.sin(h)),
     "compiled": jax.jit(jnp.cos),
     "stopped": jax.lax.stop_gradient,
