@@ -198,10 +198,13 @@ def _reduce(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
 
 
 def _sum(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
-    """Cut positions count as what they hold: nothing where that is zero, else see `narrow`."""
+    """Cut positions count as what they hold: nothing where that is zero, else see `narrow`.
+
+    Of several axes whose cut positions would count, the longest stays free.
+    """
     (axes,), reduced = ins, op.params["axes"]
     counted = False
-    for i in reduced:
+    for i in sorted(reduced, key=lambda i: (len(axes[i]), i), reverse=True):
         open_ = ~units.frozen(axes[i])
         rest = units.rest(axes[i])
         if not (open_ & (rest != ZERO)).any():

@@ -137,6 +137,19 @@ def test_the_output_and_protected_variables_stay():
     assert frozen(graph, channels)["a[1]"] == "protected"
 
 
+def test_of_axes_that_are_summed_together_the_longest_stays_free():
+    def centred_and_scaled(kernel):  # cut positions are zero, then minus the mean
+        kernel = kernel - kernel.mean(keepdims=True)
+        return kernel / jnp.sqrt((kernel**2).mean(keepdims=True))
+
+    fn = lambda v, x: x @ v["a"] @ centred_and_scaled(v["b"]).T  # noqa: E731
+    variables = {"a": np.ones((3, 8), np.float32), "b": np.ones((2, 8), np.float32)}
+    graph = trace(fn, variables, np.ones((1, 3), np.float32))
+    channels = couple(graph, {})
+    assert [group.size for group in groups(graph, channels)] == [8]
+    assert "reduce_sum goes over" in frozen(graph, channels)["b[0]"]
+
+
 def test_several_operands_and_results():
     def between(h):
         keys, values = jax.lax.sort((h, h * 2), dimension=0, num_keys=1)
