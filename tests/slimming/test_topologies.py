@@ -1,4 +1,4 @@
-"""`shrink` equals the whole network with cut channels' readers zeroed, on every topology."""
+"""`shrink` equals the whole network with zeros where it is cut, on every topology."""
 
 import flax.linen as nn
 import hypothesis
@@ -10,63 +10,27 @@ from flax import nnx
 from hypothesis import strategies as st
 
 import compressjax.models as models
-from compressjax import slimming, tree
+from compressjax import tree
 from compressjax.nnx import from_nnx
-from tests.support.reference import check, draw, positions, widths, zeroed
-from tests.support.topologies import IMAGE, TOKENS, TOPOLOGIES, linen, norm
+from tests.support.reference import agree, check, draw, in_double, widths
+from tests.support.topologies import IMAGE, OTHERS, TOPOLOGIES, linen, norm
+
+CASES = [
+    *((body, (IMAGE,), expected) for body, expected in TOPOLOGIES.items()),
+    *((body, inputs, expected) for body, (inputs, expected) in OTHERS.items()),
+]
+NAMES = [body.__name__ for body, _, _ in CASES]
 
 
-@pytest.mark.parametrize("body", TOPOLOGIES, ids=lambda body: body.__name__)
-def test_equals_the_network_with_cut_channels_zeroed(body):
-    fn, variables = linen(body)
-    shrunk = check(fn, variables, IMAGE)
-    assert widths(shrunk) == TOPOLOGIES[body]
+@pytest.mark.parametrize(("body", "inputs", "expected"), CASES, ids=NAMES)
+def test_equals_the_network_with_zeros(body, inputs, expected):
+    fn, variables = linen(body, *inputs)
+    shrunk = check(fn, variables, *inputs)
+    assert widths(shrunk) == expected
     assert tree.size(shrunk.variables) < 0.75 * tree.size(variables)
     assert jax.tree.structure(shrunk.variables) == jax.tree.structure(variables)
-
-
-def transformer(x):
-    y = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=32, name="att")(nn.LayerNorm()(x))
-    x = x + y
-    x = x + nn.Dense(16, name="down")(nn.gelu(nn.Dense(24, name="up")(nn.LayerNorm()(x))))
-    return nn.Dense(4, name="head")(x[:, 0])
-
-
-def test_attention_cuts_heads_and_widths_and_keeps_what_layer_norm_reads():
-    fn, variables = linen(transformer, TOKENS)
-    inputs = {
-        "params/att/out/kernel": (0, 1),
-        "params/att/query/kernel": (2,),
-        "params/att/query/bias": (1,),
-        "params/att/key/kernel": (),
-        "params/att/value/kernel": (),
-    }
-    shrunk = check(fn, variables, TOKENS, inputs=inputs)
-    assert widths(shrunk) == {
-        "att/query": "2/4",
-        "att/query/kernel#1": "4/8",
-        "att/value": "4/8",
-        "up": "12/24",
-    }
-    assert shrunk.variables["params"]["att"]["out"]["kernel"].shape == (2, 4, 16)
-    assert "reduce_sum goes over" in shrunk.report.frozen["params/down/kernel[1]"]
-
-
-def test_fused_projection_is_cut_inside_heads():
-    def body(x):
-        q, k, v = jnp.moveaxis(nn.Dense(3 * 2 * 8, name="qkv")(x).reshape(2, 5, 3, 2, 8), 2, 0)
-        weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(2, 5, 16)
-        return nn.Dense(4, name="out")(y)
-
-    fn, variables = linen(body, TOKENS)
-    shrunk = slimming.shrink(fn, variables, TOKENS, round_to=1)
-    assert widths(shrunk) == {"qkv": "4/8"}
-    left = positions(fn, variables, shrunk.kept, TOKENS)
-    whole = zeroed(variables, left, {"params/qkv/kernel": (1,), "params/qkv/bias": (0,)})
-    np.testing.assert_allclose(
-        shrunk.apply(shrunk.variables, TOKENS), fn(whole, TOKENS), rtol=1e-5, atol=1e-5
-    )
+    with jax.enable_x64(True):
+        agree(fn, shrunk, in_double(variables), *in_double(inputs))
 
 
 @pytest.mark.parametrize("model", ["ResNet8", "MobileNetV2", "SmallCNN", "MLP"])

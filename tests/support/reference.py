@@ -1,8 +1,7 @@
-"""The oracle for cut channels: the whole function, with what reads a cut channel set to zero.
+"""The oracle for cut channels: the whole function, with every variable set to zero where it is cut.
 
 It uses nothing of the channel analysis. Which positions of a variable are left is found by cutting
-variables whose entries are their own positions; the axis of a kernel that reads channels is the one
-that Flax says, the last but one.
+variables whose entries are their own positions.
 """
 
 import jax
@@ -28,50 +27,59 @@ def draw(shapes, seed=0):
 
 def positions(fn, variables, kept, *args):
     """For each path and axis, which positions are left."""
-    numbered = jax.tree.map(
-        lambda x: np.arange(x.size, dtype=np.float32).reshape(x.shape), variables
-    )
+    numbered = jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), variables)
     small = tree.paths(slimming.shrink(fn, numbered, *args, kept=kept).variables)
     left = {}
     for path, whole in tree.paths(variables).items():
-        where = np.unravel_index(small[path].astype(int), whole.shape)
+        where = np.unravel_index(np.asarray(small[path]).astype(int), whole.shape)
         left[path] = [np.unique(axis) for axis in where]
         assert small[path].shape == tuple(map(len, left[path])), f"{path} is not cut along its axes"
     return left
 
 
-def zeroed(variables, left, inputs=None):
-    """Variables in which the positions that are gone are zero along the axes that read channels.
-
-    `inputs` names other axes than the last but one for some paths.
-    """
+def zeroed(variables, left):
+    """Variables that are zero wherever a position is gone, along every axis of every variable."""
 
     def zero(path, x):
-        axes = (inputs or {}).get(path, (-2,) if path.endswith("kernel") else ())
-        x = np.array(x)
-        for axis in axes:
-            keep = np.zeros(x.shape[axis], bool)
-            keep[left[path][axis]] = True
-            x = np.where(
-                np.expand_dims(keep, [i for i in range(x.ndim) if i != axis % x.ndim]), x, 0
-            )
-        return x
+        kept = np.zeros(np.shape(x), bool)
+        kept[np.ix_(*left[path])] = True
+        return np.where(kept, x, np.zeros((), np.asarray(x).dtype))
 
     return tree.map_with_path(zero, variables)
 
 
-def check(fn, variables, *args, inputs=None, **options):
+def check(fn, variables, *args, **options):
     """Shrinks, compares with the oracle, and gives the result back."""
     options = {"round_to": 1, **options}
     shrunk = slimming.shrink(fn, variables, *args, **options)
-    left = positions(fn, variables, shrunk.kept, *args)
-    expected = jax.jit(fn)(zeroed(variables, left, inputs), *args)
-    found = jax.jit(shrunk.apply)(shrunk.variables, *args)
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    whole = jax.jit(fn)(variables, *args)
-    assert np.abs(expected - whole).max() > 1e-3 * np.abs(whole).max(), "the cut changed nothing"
+    zeros = zeroed(variables, positions(fn, variables, shrunk.kept, *args))
+    jax.tree.map(np.testing.assert_array_equal, shrunk.masked(variables), zeros)
+    agree(fn, shrunk, variables, *args)
     return shrunk
+
+
+def agree(fn, shrunk, variables, *args):
+    """Asserts that a cut equals the whole function with zeros, to the precision of the outputs."""
+    whole = jax.jit(fn)
+    expected = jax.tree.leaves(whole(shrunk.masked(variables), *args))
+    found = jax.tree.leaves(jax.jit(shrunk.apply)(shrunk.cut(variables), *args))
+    changes = []
+    for one, other, uncut in zip(
+        found, expected, jax.tree.leaves(whole(variables, *args)), strict=True
+    ):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        largest = np.abs(other).max()
+        tolerance = {"float32": 1e-5, "float64": 1e-12}[one.dtype.name]
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
+        changes.append(np.abs(other - uncut).max() / np.abs(uncut).max())
+    assert max(changes) > 1e-3, "the cut changed nothing"
+
+
+def in_double(tree):
+    """The same numbers in double precision; whole numbers as they are."""
+    return jax.tree.map(
+        lambda x: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x, tree
+    )
 
 
 def widths(shrunk):
