@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from compressjax import graph as graphs
 from compressjax import tree
@@ -126,12 +125,14 @@ def masked(variables: Any, keep: Keep) -> Any:
     return tree.map_with_path(zero, variables)
 
 
-def cut_state(tx: optax.GradientTransformation, state: Any, params: Any, keep: Keep) -> Any:
+def cut_state(state: Any, params: Any, keep: Keep) -> Any:
     """Takes what is kept of an optimizer's state.
 
+    An array belongs to a parameter if its path ends in that parameter's and it has its shape, as in
+    all states that mirror the parameters: moments, masks, moving averages, gathered evidence.
+
     Args:
-      tx: the optimizer.
-      state: its state, of the whole parameters.
+      state: the state, of the whole parameters.
       params: the whole parameters it was made for, arrays or shapes.
       keep: the masks, by the paths that `params` has.
 
@@ -139,26 +140,32 @@ def cut_state(tx: optax.GradientTransformation, state: Any, params: Any, keep: K
       The state with every array that belongs to a parameter cut as that parameter is.
 
     Raises:
-      ValueError: if the parameters do not fit the masks.
+      ValueError: if the parameters do not fit the masks, or an array that belongs to a parameter
+        that is cut has another shape (a factored moment), so that nobody knows how to cut it.
 
     Example:
+      >>> import optax
       >>> tx, params = optax.adam(0.1), {'a': jnp.arange(3.0)}
       >>> keep = {'a': (np.array([True, False, True]),)}
-      >>> cut_state(tx, tx.init(params), params, keep)[0].mu['a'].shape
+      >>> cut_state(tx.init(params), params, keep)[0].mu['a'].shape
       (2,)
     """
     _check(params, keep)
-    masks = tree.map_with_path(lambda path, _: _Masks(keep.get(path)), params)
-    return optax.tree.map_params(
-        tx, lambda leaf, mine: leaf if mine.axes is None else _cut(leaf, mine.axes), state, masks
-    )
+    known = sorted(tree.paths(params), key=len, reverse=True)  # the longest that fits counts
 
+    def mine(path: str, leaf: Any) -> Any:
+        owner = next((name for name in known if f"/{path}".endswith(f"/{name}")), None)
+        if owner is None or owner not in keep or np.size(leaf) == 1:
+            return leaf
+        expected = tuple(map(len, keep[owner]))
+        if np.shape(leaf) != expected:
+            raise ValueError(
+                f"the state {path} has shape {np.shape(leaf)} and belongs to {owner} of shape "
+                f"{expected}: it cannot be cut alike; make a new state with tx.init"
+            )
+        return _cut(leaf, keep[owner])
 
-class _Masks:
-    """Masks of one variable as one leaf of a pytree."""
-
-    def __init__(self, axes: Axes | None):
-        self.axes = axes
+    return tree.map_with_path(mine, state)
 
 
 def narrowed(fn: Callable[..., Any], keep: Keep, *, gather: bool = False) -> Callable[..., Any]:

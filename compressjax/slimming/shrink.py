@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optax
 
 from compressjax import graph as graphs
 from compressjax import tree
@@ -68,8 +67,9 @@ class Shrunk:
         average; it raises ValueError if they do not fit.
       masked: `masked(variables)`, with zeros where they are cut and the shapes they had:
         `fn(masked(variables), *args)` equals `apply(cut(variables), *args)`.
-      cut_state: `cut_state(tx, opt_state)`, the same cut of the state of the optimizer `tx` of the
-        collection `params`, or of all variables where there is no such collection.
+      cut_state: `cut_state(opt_state)`, the same cut of the state of an optimizer of the collection
+        `params`, or of all variables where there is no such collection; it raises ValueError where
+        a state cannot be cut.
       report: what was cut, what could not be, and why.
     """
 
@@ -79,7 +79,7 @@ class Shrunk:
     transform: Callable[[Callable[..., Any]], Callable[..., Any]]
     cut: Callable[[Any], Any]
     masked: Callable[[Any], Any]
-    cut_state: Callable[[optax.GradientTransformation, Any], Any]
+    cut_state: Callable[[Any], Any]
     report: Report
 
 
@@ -231,15 +231,13 @@ def shrink(
     )
 
 
-def _state_cutter(
-    variables: Any, keep: cutting.Keep
-) -> Callable[[optax.GradientTransformation, Any], Any]:
+def _state_cutter(variables: Any, keep: cutting.Keep) -> Callable[[Any], Any]:
     """Cuts optimizers' states; they are of the collection `params`, where there is one."""
     if isinstance(variables, Mapping) and "params" in variables:
         inside = [path for path in keep if path.startswith("params/")]
         keep = {path.removeprefix("params/"): keep[path] for path in inside}
         variables = variables["params"]
-    return lambda tx, state: cutting.cut_state(tx, state, variables, keep)
+    return lambda state: cutting.cut_state(state, variables, keep)
 
 
 def _gathers(found: _Found, cut: np.ndarray) -> dict[str, tuple[int, int, int]]:

@@ -41,8 +41,10 @@ def test_another_checkpoint_is_cut_alike():
         optax.adamw(1e-2),
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
         optax.inject_hyperparams(optax.adam)(1e-2),
+        optax.chain(slimming.network_slimming(1e-3), optax.sgd(0.1, momentum=0.9)),
+        cj.prune(optax.adam(1e-2), schedule=cj.pruning.one_shot(0.5)),
     ],
-    ids=["adamw", "clipped", "injected"],
+    ids=["adamw", "clipped", "injected", "slimmed", "pruned"],
 )
 def test_training_goes_on_with_the_cut_state(tx):
     fn, variables = linen(plain)
@@ -58,7 +60,7 @@ def test_training_goes_on_with_the_cut_state(tx):
 
     whole, state = jax.jit(lambda v, s: step(fn, v, s))(whole, tx.init(whole["params"]))
     small = shrunk.cut(whole)
-    found = shrunk.cut_state(tx, state)
+    found = shrunk.cut_state(state)
     like = tx.init(small["params"])
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, like)
     after, _ = jax.jit(lambda v, s: step(shrunk.apply, v, s))(small, found)
@@ -70,7 +72,7 @@ def test_moments_are_those_of_the_channels_that_stay():
     shrunk = slimming.shrink(fn, variables, IMAGE, round_to=1)
     tx = optax.trace(0.9)
     state = tx.update(variables["params"], tx.init(variables["params"]))[1]
-    found = shrunk.cut_state(tx, state)
+    found = shrunk.cut_state(state)
     expected = shrunk.cut(variables)["params"]
     for path, leaf in tree.paths(expected).items():
         np.testing.assert_array_equal(tree.paths(found.trace)[path], leaf)
@@ -81,13 +83,16 @@ def test_a_tree_without_collections():
     variables = {"a": np.ones((3, 8), np.float32), "b": np.ones((8, 2), np.float32)}
     shrunk = slimming.shrink(fn, variables, np.ones((1, 3), np.float32), round_to=1)
     tx = optax.adam(0.1)
-    found = shrunk.cut_state(tx, tx.init(variables))
+    found = shrunk.cut_state(tx.init(variables))
     assert found[0].mu["a"].shape == (3, 4) and found[0].nu["b"].shape == (4, 2)
 
 
 def test_errors():
     fn, variables = linen(plain)
     shrunk = slimming.shrink(fn, variables, IMAGE, round_to=1)
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(variables["params"])
+    with pytest.raises(ValueError, match=r"v_row/.*kernel has shape .* belongs to .* tx.init"):
+        shrunk.cut_state(factored)
     with pytest.raises(ValueError, match=r"Conv_0/.* has shape .*, expected .*whole function"):
         shrunk.cut(shrunk.variables)
     with pytest.raises(ValueError, match="do not fit: missing params/Conv_0"):

@@ -121,7 +121,8 @@ def transformation(
     """
 
     def init(params: PyTree) -> PenaltyState:
-        prepare(params)
+        if jax.tree.leaves(params):  # optax.tree.map_params asks for the state of no parameters
+            prepare(params)
         return PenaltyState(jnp.zeros((), jnp.int32))
 
     def update(

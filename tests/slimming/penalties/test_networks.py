@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from compressjax import slimming, tree
+import compressjax as cj
+from compressjax import pruning, slimming, tree
 from tests.support.reference import positions
 from tests.support.topologies import IMAGE, depthwise, grouped, linen, plain, residual
 
@@ -65,3 +67,24 @@ def test_kernels_that_read_channels_count_where_everything_does() -> None:
     assert touched == {path for path in named if path.startswith("params/")}
     readers = {member.path for group in groups for member in group.members if not member.makes}
     assert readers and readers <= touched
+
+
+def test_penalties_stand_inside_sparse_training() -> None:
+    """Regrowing looks through the state of the inner optimizer, penalties included."""
+    fn, variables = linen(plain)
+    params = variables["params"]
+    groups = slimming.find_groups(fn, variables, IMAGE)
+    inner = optax.chain(
+        slimming.network_slimming(1e-3),
+        slimming.group_lasso(groups, 1e-3),
+        optax.sgd(0.1, momentum=0.9),
+    )
+    schedule = pruning.constant(0.5, every=1)
+    tx = cj.prune(inner, schedule=schedule, regrow=pruning.rigl(0.3, end=4))
+    state = tx.init(params)
+    for _ in range(2):
+        gradients = jax.tree.map(jnp.ones_like, params)
+        updates, state = jax.jit(tx.update)(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    kept = jax.tree.leaves(cj.masks(state))
+    assert kept and all(0 < mask.sum() < mask.size for mask in kept)
