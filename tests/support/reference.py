@@ -27,8 +27,12 @@ def draw(shapes, seed=0):
 
 def positions(fn, variables, kept, *args):
     """For each path and axis, which positions are left."""
+    return _left(lambda v: slimming.shrink(fn, v, *args, kept=kept).variables, variables)
+
+
+def _left(cut, variables):
     numbered = jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), variables)
-    small = tree.paths(slimming.shrink(fn, numbered, *args, kept=kept).variables)
+    small = tree.paths(cut(numbered))
     left = {}
     for path, whole in tree.paths(variables).items():
         where = np.unravel_index(np.asarray(small[path]).astype(int), whole.shape)
@@ -52,7 +56,7 @@ def check(fn, variables, *args, **options):
     """Shrinks, compares with the oracle, and gives the result back."""
     options = {"round_to": 1, **options}
     shrunk = slimming.shrink(fn, variables, *args, **options)
-    zeros = zeroed(variables, positions(fn, variables, shrunk.kept, *args))
+    zeros = zeroed(variables, _left(shrunk.cut, variables))
     jax.tree.map(np.testing.assert_array_equal, shrunk.masked(variables), zeros)
     agree(fn, shrunk, variables, *args)
     return shrunk
