@@ -138,8 +138,10 @@ def _conv(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     if op.params["batch_group_count"] != 1:
         return without_rule(units, op, ins)
     lhs, rhs = ins
-    for axis in (*(lhs[i] for i in numbers.lhs_spec[2:]), *(rhs[i] for i in numbers.rhs_spec[2:])):
-        units.freeze(axis, f"{op.name}: a window", plain=True)
+    for i in numbers.lhs_spec[2:]:
+        _freeze_window(units, op, lhs[i])
+    for i in numbers.rhs_spec[2:]:
+        units.freeze(rhs[i], f"{op.name}: a window", plain=True)
     features, inputs = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[1]]
     outputs = rhs[numbers.rhs_spec[0]]
     if groups == 1:
@@ -165,6 +167,11 @@ def _contract(units: Units, op: Op, left: np.ndarray, right: np.ndarray) -> None
     units.tie(left, right)
     counts = (units.rest(left) != ZERO) & (units.rest(right) != ZERO)
     units.freeze(left[counts & ~units.frozen(left)], f"{op.name}: neither factor would be zero")
+
+
+def _freeze_window(units: Units, op: Op, axis: np.ndarray) -> None:
+    """An axis that may still be cut is no axis of an image: these are windows of channels."""
+    units.freeze(axis[~units.frozen(axis)], f"{op.name}: a window goes over the channels")
 
 
 def _narrow_conv(
@@ -250,7 +257,7 @@ def _window(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
         if all(setting[i] == 1 for setting in settings) and op.params["padding"][i] == (0, 0):
             out.append(axis)
             continue
-        units.freeze(axis, f"{op.name}: a window", plain=True)
+        _freeze_window(units, op, axis)
         out.append(units.fixed(op.out_shape[i], f"{op.name}: positions of windows"))
     return [tuple(out)]
 

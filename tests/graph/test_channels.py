@@ -106,6 +106,12 @@ FROZEN = {
     "unstacking": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "taken apart"),
     "sorting": (lambda h: jnp.sort(h, -1), "sorts the channels"),
     "a gather": (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), -1), "gather"),
+    "a window": (
+        lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (1, 3), (1, 1), "SAME"),
+        "a window goes over the channels"),
+    "a convolution": (
+        lambda h: jax.lax.conv_general_dilated(h[:, None], jnp.ones((1, 1, 3)), (1,), "SAME")[:, 0],
+        "a window goes over the channels"),
     "an unknown primitive": (lambda h: jnp.fft.irfft(jnp.fft.rfft(h)), "no rule for fft"),
     "a loop": (lambda h: jax.lax.fori_loop(0, 3, lambda i, c: jnp.cumsum(c, 1), h),
                "scan_0/cumsum_0: accumulates over the channels"),
