@@ -244,7 +244,8 @@ def _top_k(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     units.freeze(ins[0][along], f"{op.name}: picks the largest channels")
     picked = units.fixed(op.out_shape[along], f"{op.name}: the largest channels", plain=False)
     out = tuple(picked if i == along else axis for i, axis in enumerate(ins[0]))
-    return [out] * len(op.outputs)
+    places = tuple(units.join([axis], np.full(len(axis), UNKNOWN)) for axis in out)
+    return [out, places]
 
 
 def _window(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:

@@ -48,6 +48,7 @@ FREE = {
     "sorted along the batch": lambda h: jnp.sort(h, axis=0),
     "accumulated along the batch": lambda h: jnp.cumsum(h, axis=0),
     "sliced by data along the batch": lambda h: jax.lax.dynamic_slice(h, (1, 0), (1, 8)),
+    "the largest of the batch": lambda h: jax.lax.top_k(h.T, 2)[0].sum().reshape(1, 1) + h,
     "looked up along the batch": lambda h: h[jnp.array([1, 0])],
     "sliced at each place of the batch": lambda h: jax.vmap(
         lambda i: jax.lax.dynamic_slice(h, (i, 0), (1, 8))[0]
@@ -103,6 +104,8 @@ FROZEN = {
         lambda h: jnp.exp(h) @ jnp.ones((8, 8)), "neither factor would be zero"),
     "accumulation": (lambda h: jnp.cumsum(h, -1), "accumulates over the channels"),
     "the largest": (lambda h: jnp.tile(jax.lax.top_k(h, 4)[0], (1, 2)), "picks the largest"),
+    "places of the largest": (
+        lambda h: h + jax.lax.top_k(h.T, 1)[1].astype(float).sum(), "reduce_sum goes over"),
     "unstacking": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), "taken apart"),
     "sorting": (lambda h: jnp.sort(h, -1), "sorts the channels"),
     "a gather": (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), -1), "gather"),
