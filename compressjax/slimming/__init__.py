@@ -1,5 +1,6 @@
 """Fewer channels: smaller arrays that compute the same function."""
 
+from compressjax.slimming.finding import find_groups as find_groups
 from compressjax.slimming.importance import Importance as Importance
 from compressjax.slimming.importance import activation_mean as activation_mean
 from compressjax.slimming.importance import batch_norm_scale as batch_norm_scale
@@ -33,7 +34,6 @@ from compressjax.slimming.selection import global_ as global_
 from compressjax.slimming.selection import per_group as per_group
 from compressjax.slimming.shrink import Report as Report
 from compressjax.slimming.shrink import Shrunk as Shrunk
-from compressjax.slimming.shrink import find_groups as find_groups
 from compressjax.slimming.shrink import shrink as shrink
 from compressjax.slimming.targets import Target as Target
 from compressjax.slimming.targets import macs as macs

@@ -7,7 +7,6 @@ alone and zeroes weights.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from compressjax import graph as graphs
 from compressjax import tree
-from compressjax.graph.branches import branch
-from compressjax.graph.channels import Channels, Group, couple, frozen, groups
-from compressjax.graph.reorder import reorder
+from compressjax.graph.channels import Group, frozen
 from compressjax.slimming import cutting, targets
+from compressjax.slimming.finding import Found, find
 from compressjax.slimming.importance import Importance, l1
 from compressjax.slimming.kept import channels, positions
 from compressjax.slimming.selection import Ranking, choose, per_group
@@ -81,54 +79,6 @@ class Shrunk:
     masked: Callable[[Any], Any]
     cut_state: Callable[[Any], Any]
     report: Report
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What can be cut of a function."""
-
-    graph: graphs.Graph
-    channels: Channels
-    groups: Mapping[str, Group]
-    gather: bool
-
-    def cut(self, choice: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Which classes of units go, booleans, if these channels of each group are kept."""
-        gone = np.zeros(len(self.channels.units), bool)
-        for name, group in self.groups.items():
-            gone[group.units[~choice[name]]] = True
-        return gone
-
-
-def find_groups(
-    fn: Callable[..., Any],
-    variables: Any,
-    *args: Any,
-    protect: str | Iterable[str] = (),
-    gather: bool = False,
-) -> tuple[Group, ...]:
-    """Finds the channels of a function that have to be kept or cut together.
-
-    Args:
-      fn: a pure function, called as `fn(variables, *args)`.
-      variables: pytree of arrays or `jax.ShapeDtypeStruct`s.
-      *args: example inputs, or their shapes.
-      protect: globs over paths of variables which must keep their shapes.
-      gather: see `shrink`.
-
-    Returns:
-      The groups that `shrink` would cut, in the order in which the function makes their channels.
-
-    Raises:
-      ValueError: if a glob matches nothing or a shape is not known.
-
-    Example:
-      >>> import jax
-      >>> fn = lambda v, x: jax.nn.relu(x @ v['a']) @ v['b']
-      >>> find_groups(fn, {'a': np.ones((1, 4)), 'b': np.ones((4, 3))}, np.ones((1, 1)))
-      (Group('a', 4 channels, 2 members),)
-    """
-    return tuple(_find(fn, variables, args, protect, gather).groups.values())
 
 
 def shrink(
@@ -199,7 +149,7 @@ def shrink(
       [[9.0, 9.0, 9.0]]
     """
     _check(ratio, round_to)
-    found = _find(fn, variables, args, protect, gather)
+    found = find(fn, variables, args, protect, gather)
     if kept is None:
         choice = _ranked(
             found,
@@ -224,7 +174,7 @@ def shrink(
         cut_state=_state_cutter(graphs.template(variables), keep),
         report=Report(
             {name: (len(choice[name]), int(choice[name].sum())) for name in found.groups},
-            _gathers(found, found.cut(choice)),
+            found.gathers(choice),
             frozen(found.graph, found.channels),
             found.graph.notes,
         ),
@@ -240,50 +190,8 @@ def _state_cutter(variables: Any, keep: cutting.Keep) -> Callable[[Any], Any]:
     return lambda state: cutting.cut_state(state, variables, keep)
 
 
-def _gathers(found: _Found, cut: np.ndarray) -> dict[str, tuple[int, int, int]]:
-    """What is gathered in front of norms: channels there, channels read, values copied."""
-    gathers = {}
-    for op in found.graph.ops:
-        if op.kind != "select":
-            continue
-        there, read = (
-            [int(np.sum(~cut[axis])) for axis in found.channels.axes[value]]
-            for value in (op.inputs[0], op.outputs[0])
-        )
-        axis = op.params["axis"]
-        if read[axis] < there[axis]:
-            gathers[op.name] = (there[axis], read[axis], math.prod(read))
-    return gathers
-
-
-def _find(
-    fn: Callable[..., Any],
-    variables: Any,
-    args: Sequence[Any],
-    protect: str | Iterable[str],
-    gather: bool,
-) -> _Found:
-    for path, leaf in tree.paths((variables, args)).items():
-        if not all(isinstance(size, int) for size in np.shape(leaf)):
-            raise ValueError(
-                f"the shape of argument {path} is {np.shape(leaf)}: shapes that are not known yet "
-                "cannot be cut; give an example with numbers, the result takes any batch size"
-            )
-    shapes = graphs.template((variables, args))
-    graph = reorder(graphs.trace(fn, shapes[0], *shapes[1], keep_custom=False))
-    if gather:
-        graph = branch(graph)
-    protected = tree.match(protect, graph.variables, what="protect")
-    held = {path: (cutting.whole(graph, path), "protected") for path in protected}
-    for path, value in graph.variables.items():  # another function may use it whole
-        if value not in graph.consumers and value not in graph.outputs:
-            held.setdefault(path, (cutting.whole(graph, path), "not used by this function"))
-    channels = couple(graph, held)
-    return _Found(graph, channels, {group.name: group for group in groups(graph, channels)}, gather)
-
-
 def _ranked(
-    found: _Found,
+    found: Found,
     fn: Callable[..., Any],
     variables: Any,
     ratios: Mapping[str, float],
@@ -316,7 +224,7 @@ def _ranked(
     return chosen(targets.level(target, candidate, lambda: _explain(found, chosen(1.0), round_to)))
 
 
-def _explain(found: _Found, choice: Mapping[str, np.ndarray], round_to: int) -> str:
+def _explain(found: Found, choice: Mapping[str, np.ndarray], round_to: int) -> str:
     """What stands in the way of cutting more."""
     left = sorted(found.groups, key=lambda name: -int(choice[name].sum()))
     lines = [
@@ -366,7 +274,7 @@ def _scores(group: Group, leaves: Mapping[str, Any], importance: Importance) -> 
     return scores
 
 
-def _chosen(found: _Found, kept: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+def _chosen(found: Found, kept: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """Reads the `kept` of an earlier result; what it says has to fit the groups."""
     for name in kept:
         if name not in found.groups:
