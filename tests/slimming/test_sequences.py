@@ -5,7 +5,7 @@ import pytest
 
 from compressjax import slimming, tree
 from tests.support.reference import agree, check, in_double, widths
-from tests.support.sequences import SEQUENCES, mixer, sinusoidal, transformer
+from tests.support.sequences import SEQUENCES, mixer, relative_bias, sinusoidal, transformer
 from tests.support.topologies import TOKENS, linen
 
 
@@ -28,6 +28,12 @@ def test_attention_cuts_heads_their_widths_and_the_residual_stream():
     assert shapes["att/out/kernel"] == (2, 4, 6)
     assert shapes["att/key/kernel"] == (6, 2, 4)
     assert {shapes[f"LayerNorm_{i}/scale"] for i in range(3)} == {(6,)}
+
+
+def test_a_bias_of_each_head_is_cut_with_its_head():
+    fn, variables = linen(relative_bias, TOKENS)
+    shrunk = slimming.shrink(fn, variables, TOKENS, round_to=1)
+    assert shrunk.variables["params"]["table"].shape == (9, 2)
 
 
 @pytest.mark.parametrize("body", [mixer, sinusoidal])

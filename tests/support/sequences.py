@@ -18,10 +18,15 @@ def project(x, name, heads, width):
     return nn.DenseGeneral((heads, width), name=name)(x)
 
 
-def attend(query, key, value, bias=0.0):
-    """Attention over tokens: all are `[B, T, H, D]`; gives `[B, T, H * D]`."""
+def attend_by_head(query, key, value, bias=0.0):
+    """Attention over tokens: all are `[B, T, H, D]`."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1]) + bias
-    y = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits), value)
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits), value)
+
+
+def attend(query, key, value):
+    """The same with heads beside each other, `[B, T, H * D]`: heads then stay, not their widths."""
+    y = attend_by_head(query, key, value)
     return y.reshape(*y.shape[:2], -1)
 
 
@@ -116,8 +121,8 @@ def relative_bias(x):
     x = nn.Dense(8, name="stem")(x)
     distances = np.arange(5)[:, None] - np.arange(5)[None] + 4
     bias = param("table", 9, 4)[distances.reshape(-1)].reshape(5, 5, 4).transpose(2, 0, 1)
-    y = attend(*(project(nn.LayerNorm()(x), n, 4, 4) for n in "qkv"), bias=bias[None])
-    return nn.Dense(4, name="head")(x + nn.Dense(8, name="out")(y))
+    y = attend_by_head(*(project(nn.LayerNorm()(x), n, 4, 6) for n in "qkv"), bias=bias[None])
+    return nn.Dense(4, name="head")(x + nn.DenseGeneral(8, axis=(-2, -1), name="out")(y))
 
 
 def sloped(x):
@@ -126,8 +131,8 @@ def sloped(x):
     slopes = np.float32(2.0 ** -np.arange(1.0, 5)).reshape(4, 1, 1)
     bias = slopes * np.float32(np.arange(5)[None] - np.arange(5)[:, None])
     bias = np.where(np.tri(5, dtype=bool)[None], bias, np.float32(-1e9))
-    y = attend(*(project(x, n, 4, 4) for n in "qkv"), bias=bias[None])
-    return nn.Dense(4, name="head")(x + nn.Dense(8, name="out")(y))
+    y = attend_by_head(*(project(x, n, 4, 6) for n in "qkv"), bias=bias[None])
+    return nn.Dense(4, name="head")(x + nn.DenseGeneral(8, axis=(-2, -1), name="out")(y))
 
 
 def talking_heads(x):
@@ -147,13 +152,6 @@ def language_model(ids):
     x = table[ids] + param("positions", 1, 5, 8)
     x = x + nn.Dense(8, name="down")(nn.gelu(nn.Dense(12, name="up")(nn.LayerNorm()(x))))
     return nn.LayerNorm()(x) @ table.T
-
-
-def embed_and_attend(ids):
-    """Flax's own embedding, tied."""
-    embed = nn.Embed(10, 8)
-    x = nn.RMSNorm()(embed(ids))
-    return embed.attend(x + nn.Dense(8, name="out")(nn.relu(nn.Dense(6, name="mid")(x))))
 
 
 def rotate(x):
@@ -207,13 +205,6 @@ def one_layer_twice(x):
         x = x + attention(before(x))
         x = x + down(nn.gelu(up(x)))
     return nn.Dense(4, name="head")(x)
-
-
-def gated_unit(x):
-    """One kernel of which half gates the other: Dauphin et al. (2017)."""
-    x = nn.Dense(8, name="stem")(x)
-    value, gate = jnp.split(nn.Dense(24, name="both")(nn.LayerNorm()(x)), 2, axis=-1)
-    return nn.Dense(4, name="head")(x + nn.Dense(8, name="down")(value * nn.sigmoid(gate)))
 
 
 def mixer(x):
@@ -330,14 +321,13 @@ SEQUENCES = {
     one_key_for_all: ((TOKENS,), {"stem": "4/8", "k": "2/4", "v": "3/6"}),
     cross_attention: ((TOKENS, MEMORY), {"stem": "4/8", "memory": "5/10", "q": "2/4", "v": "2/4"}),
     learned_queries: ((TOKENS,), {"k": "2/4", "v": "2/4", "out": "4/8"}),
-    relative_bias: ((TOKENS,), {"stem": "4/8", "q": "2/4", "v": "2/4"}),
-    sloped: ((TOKENS,), {"stem": "4/8", "q": "2/4", "v": "2/4"}),
+    relative_bias: ((TOKENS,), {"stem": "4/8", "q": "2/4", "q/kernel#1": "3/6", "v": "3/6"}),
+    sloped: ((TOKENS,), {"stem": "4/8", "q": "2/4", "q/kernel#1": "3/6", "v": "3/6"}),
     talking_heads: (
         (TOKENS,),
         {"stem": "4/8", "q": "2/4", "q/kernel#1": "2/4", "v": "2/4", "before": "3/6"},
     ),
     language_model: ((IDS,), {"up": "6/12", "down": "4/8"}),
-    embed_and_attend: ((IDS,), {"mid": "3/6", "out": "4/8"}),
     llama: ((IDS,), {"q": "2/4", "v": "3/6", "out": "4/8", "gate": "6/12"}),
     normed_queries: ((TOKENS,), {"stem": "4/8", "q": "3/6", "v": "2/4"}),
     parallel: ((TOKENS,), {"stem": "4/8", "all": "10/20"}),
@@ -351,7 +341,6 @@ SEQUENCES = {
             "up": "6/12",
         },
     ),
-    gated_unit: ((TOKENS,), {"stem": "4/8", "both": "6/12"}),
     mixer: ((TOKENS,), {"mixed": "3/6", "up": "6/12"}),
     modulated: ((TOKENS, MEMORY), {"stem": "4/8", "condition": "3/6"}),
     short_convolutions: ((TOKENS,), {"stem": "4/8", "in": "6/12"}),
