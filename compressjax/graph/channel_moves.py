@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from compressjax.graph.ir import Literal, Op, Value
@@ -309,7 +310,7 @@ def _gather(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
     for i, axis in enumerate(operand):
         to = None if i in gone else next(windows)
         if to is not None and sizes[i] == len(axis):  # whole slices can only start at 0
-            out[to] = axis
+            out[to] = units.join([axis], np.full(len(axis), UNKNOWN)) if _fills(op) else axis
         else:
             units.freeze(axis, f"{op.name}: positions are picked by a gather")
     for axis in indices:
@@ -321,6 +322,14 @@ def _gather(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:
             for axis, size in zip(out, op.out_shape, strict=True)
         )
     ]
+
+
+def _fills(op: Op) -> bool:
+    """Whether indices out of bounds read something else than zeros, or the nans that spread."""
+    if op.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
+        return False
+    fill, dtype = op.params["fill_value"], op.outputs[0].dtype
+    return not np.issubdtype(dtype, np.inexact) if fill is None else bool(fill != 0)
 
 
 def _dynamic_slice(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:

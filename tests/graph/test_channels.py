@@ -50,6 +50,7 @@ FREE = {
     "sliced by data along the batch": lambda h: jax.lax.dynamic_slice(h, (1, 0), (1, 8)),
     "the largest of the batch": lambda h: jax.lax.top_k(h.T, 2)[0].sum().reshape(1, 1) + h,
     "looked up along the batch": lambda h: h[jnp.array([1, 0])],
+    "looked up and summed": lambda h: h + jnp.take(h, jnp.array([1, 0]), 0).sum(-1)[:, None],
     "sliced at each place of the batch": lambda h: jax.vmap(
         lambda i: jax.lax.dynamic_slice(h, (i, 0), (1, 8))[0]
     )(jnp.array([1, 0])),
@@ -115,6 +116,9 @@ FROZEN = {
     "a convolution": (
         lambda h: jax.lax.conv_general_dilated(h[:, None], jnp.ones((1, 1, 3)), (1,), "SAME")[:, 0],
         "a window goes over the channels"),
+    "a lookup that fills": (
+        lambda h: h + jnp.take(h, jnp.array([0, 9]), 0, mode="fill", fill_value=1.0).sum(
+            -1, keepdims=True), "reduce_sum goes over"),
     "an unknown primitive": (lambda h: jnp.fft.irfft(jnp.fft.rfft(h)), "no rule for fft"),
     "a loop": (lambda h: jax.lax.fori_loop(0, 3, lambda i, c: jnp.cumsum(c, 1), h),
                "scan_0/cumsum_0: accumulates over the channels"),
