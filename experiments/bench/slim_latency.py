@@ -5,13 +5,6 @@
 VGG16 at 32x32 and ResNet-18 at 224x224 with drawn weights, shrunk to half their MACs and resized to
 plain modules; float and int8 files, dense and shrunk in turns, one example on one thread. Takes
 two minutes on 2 CPU cores. Goal: at half the MACs at most 0.65 of the dense latency.
-
-Found with `--clock=processor --rounds=100` (2 cores of an AMD EPYC that others used too,
-ai-edge-litert 2.3): VGG16 at 0.495 of the MACs takes 0.63 of the dense time as a float file and
-0.52 as an int8 one, ResNet-18 at 0.460 of them 0.56 and 0.54. With `--multiple=16` VGG16 takes 0.52
-and 0.48 at 0.472 of the MACs, ResNet-18 0.60 and 0.55 at 0.496. XNNPACK pads channels to the width
-of its float kernels: layers of 360 channels cost VGG16 more than their part of the MACs, those of
-352 do not.
 """
 
 import functools
