@@ -329,7 +329,9 @@ def _fills(op: Op) -> bool:
     if op.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
         return False
     fill, dtype = op.params["fill_value"], op.outputs[0].dtype
-    return not np.issubdtype(dtype, np.inexact) if fill is None else bool(fill != 0)
+    if fill is None:
+        return not np.issubdtype(dtype, np.inexact)
+    return not (fill == 0 or np.isnan(fill))
 
 
 def _dynamic_slice(units: Units, op: Op, ins: Sequence[Axes]) -> Sequence[Axes]:

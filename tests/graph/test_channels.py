@@ -51,6 +51,9 @@ FREE = {
     "the largest of the batch": lambda h: jax.lax.top_k(h.T, 2)[0].sum().reshape(1, 1) + h,
     "looked up along the batch": lambda h: h[jnp.array([1, 0])],
     "looked up and summed": lambda h: h + jnp.take(h, jnp.array([1, 0]), 0).sum(-1)[:, None],
+    "looked up or nan": lambda h: (
+        h + jnp.take(h, jnp.array([1, 0]), 0, mode="fill", fill_value=jnp.nan).sum(-1)[:, None]
+    ),
     "sliced at each place of the batch": lambda h: jax.vmap(
         lambda i: jax.lax.dynamic_slice(h, (i, 0), (1, 8))[0]
     )(jnp.array([1, 0])),
