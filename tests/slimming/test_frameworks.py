@@ -91,6 +91,29 @@ class TestHaiku:
             "conv2_d_transpose/w": "3/6",
         }
 
+    def test_training_goes_on(self):
+        """Haiku's running averages have a second copy, which only training reads."""
+
+        def body(x, train=False):
+            x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(8, 3)(x), train)
+            return hk.Linear(4)(jax.nn.relu(x).mean((1, 2)))
+
+        infer, variables = in_haiku(body, IMAGE)
+        network = hk.without_apply_rng(hk.transform_with_state(body))
+        train = lambda v, x: network.apply(v["params"], v["state"], x, train=True)  # noqa: E731
+
+        def both(v, x):
+            sums = jax.tree.map(lambda leaf: jnp.sum(1.0 * leaf**2), train(v, x)[1])
+            return infer(v, x), sums
+
+        shrunk = check(both, variables, IMAGE)
+        small, state = jax.jit(shrunk.transform(train))(shrunk.variables, IMAGE)
+        whole, masked = jax.jit(train)(shrunk.masked(variables), IMAGE)
+        np.testing.assert_allclose(small, whole, atol=1e-5)
+        expected = shrunk.cut({**variables, "state": masked})["state"]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, expected)
+        assert state["batch_norm/~/mean_ema"]["hidden"].shape == (1, 1, 1, 4)
+
     def test_channels_first(self):
         def body(x, train=False):
             conv = lambda n: hk.Conv2D(n, 3, data_format="NCHW")  # noqa: E731
