@@ -115,6 +115,7 @@ STEPS = {
     "shared": shared_twice,
     "attention": attention,
     "table": looked_up,
+    "waves": lambda x: x + np.sin(np.arange(x.shape[-1], dtype=x.dtype)).reshape(1, 1, 1, -1),
     "layer norm": lambda x: nn.LayerNorm()(x),
     "group norm": lambda x: nn.GroupNorm(num_groups=2)(nn.Conv(8, (1, 1))(x)),
     "share of the sum": lambda x: x / (1 + jnp.abs(x).sum(-1, keepdims=True)),
@@ -131,8 +132,9 @@ STEPS = {
     steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=6),
     flatten=st.booleans(),
     ratio=st.sampled_from([0.3, 0.5, 0.8]),
+    gather=st.booleans(),
 )
-def test_networks_drawn_at_random(steps, flatten, ratio):
+def test_networks_drawn_at_random(steps, flatten, ratio, gather):
     def body(x):
         x = nn.Conv(8, (3, 3))(x)
         for step in steps:
@@ -142,4 +144,4 @@ def test_networks_drawn_at_random(steps, flatten, ratio):
 
     x = IMAGE[:, :5, :5]
     fn, variables = linen(body, x)
-    assert check(fn, variables, x, ratio=ratio).kept
+    assert check(fn, variables, x, ratio=ratio, gather=gather).kept
