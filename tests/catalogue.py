@@ -27,6 +27,7 @@ from tests.support import (
     bits_oracles,
     equalize_oracles,
     grid_oracles,
+    importance_oracles,
     mask_oracles,
     observer_oracles,
     penalty_layouts,
@@ -1182,6 +1183,38 @@ _CORRECTIONS = [
     stateless("reestimate-batch-norm", _reestimated, _activations, reestimated_oracle),
 ]
 
+# Evidence for importances of channels: what runs compiled.
+
+
+def _squares(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(x @ variables["params"]["w"] - y)) / 2
+
+
+def _moments(w: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+    batches = [(x[0], y[0]), (x[1], y[1])]
+    return slimming.gradient_moments(_squares, {"params": {"w": w}}, batches)
+
+
+def _moment_inputs(i: int) -> Inputs:
+    noise = np.random.default_rng(i)
+    return tuple(noise.normal(size=n).astype(np.float32) for n in ((5,), (2, 8, 5), (2, 8)))
+
+
+def _moments_oracle(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    first, second = importance_oracles.moments_of_least_squares(w, x, y)
+    return {"w": first}, {"w": second}
+
+
+_IMPORTANCES = [
+    stateless("gradient-moments", _moments, _moment_inputs, _moments_oracle),
+    stateless(
+        "mean-magnitude",
+        slimming.mean_magnitude().compiled,
+        lambda i: (np.random.default_rng(i).normal(size=(2, 5, 5, 3)).astype(np.float32),),
+        importance_oracles.mean_magnitude,
+    ),
+]
+
 # Penalties on channels, at a strength that moves: hand-written groups, SGD, six steps.
 
 
@@ -1338,5 +1371,6 @@ ROWS: tuple[Row, ...] = (
     *_BITS,
     *_GRIDS,
     *_CORRECTIONS,
+    *_IMPORTANCES,
     *_PENALTIES,
 )

@@ -2,7 +2,9 @@
 
 from compressjax.slimming.finding import find_groups as find_groups
 from compressjax.slimming.importance import Importance as Importance
+from compressjax.slimming.importance import Statistic as Statistic
 from compressjax.slimming.importance import activation_mean as activation_mean
+from compressjax.slimming.importance import batch_gradients as batch_gradients
 from compressjax.slimming.importance import batch_norm_scale as batch_norm_scale
 from compressjax.slimming.importance import diagonal_fisher as diagonal_fisher
 from compressjax.slimming.importance import feature_rank as feature_rank

@@ -60,3 +60,17 @@ def rank(matrix, tolerance=1e-5):
         left = np.delete(np.delete(left, i, 0), j, 1)
         found += 1
     return found
+
+
+def moments_of_least_squares(w, x, y):
+    """Mean gradient, and mean square of it, of `mean((x w - y)^2) / 2` over batches `[N, B, I]`."""
+    w, x, y = (np.asarray(a, np.float64) for a in (w, x, y))
+    gradients = [
+        batch.T @ (batch @ w - target) / len(target) for batch, target in zip(x, y, strict=True)
+    ]
+    return np.mean(gradients, axis=0), np.mean(np.square(gradients), axis=0)
+
+
+def mean_magnitude(x):
+    """Molchanov et al. (2017), section 2.2, of absolute activations, one feature at a time."""
+    return np.array([np.mean(np.abs(np.float64(x[..., i]))) for i in range(x.shape[-1])])

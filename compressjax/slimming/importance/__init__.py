@@ -1,5 +1,6 @@
 """Which channels matter: a score for each channel of a group, the higher the more worth keeping."""
 
+from compressjax.slimming.importance.activations import Statistic as Statistic
 from compressjax.slimming.importance.activations import activation_mean as activation_mean
 from compressjax.slimming.importance.activations import feature_rank as feature_rank
 from compressjax.slimming.importance.activations import mean_magnitude as mean_magnitude
@@ -7,6 +8,7 @@ from compressjax.slimming.importance.activations import mean_rank as mean_rank
 from compressjax.slimming.importance.activations import observe as observe
 from compressjax.slimming.importance.activations import of_inputs as of_inputs
 from compressjax.slimming.importance.base import Importance as Importance
+from compressjax.slimming.importance.gradients import batch_gradients as batch_gradients
 from compressjax.slimming.importance.gradients import diagonal_fisher as diagonal_fisher
 from compressjax.slimming.importance.gradients import gradient_moments as gradient_moments
 from compressjax.slimming.importance.gradients import of_weights as of_weights

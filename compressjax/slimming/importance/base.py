@@ -1,11 +1,12 @@
 """What an importance is, and how the members of a group are heard.
 
 An importance is a function of a group and the variables, so that a new one is one function. The
-maths on arrays (`filter_norms`, `slice_sums`) is apart from the plumbing that combines what a
-group's members say (`combined`). `pruning.scores` is the neighbour that scores single weights.
+maths on arrays (`filter_norms`, `slice_sums`) is apart from the plumbing that finds what is known
+of a group's members (`known_of`) and combines what they say (`combined`, `merged`).
+`pruning.scores` is the neighbour that scores single weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def combined(
       `[C]` float64, one score a channel.
 
     Raises:
-      ValueError: if a member has no array, or one of another length.
+      ValueError: if a member has no array or one that does not fit, or if a score is not a number.
 
     Example:
       >>> member = Member('w', 0, np.array([0, 1, 0, -1]), makes=True, kernel=True)
@@ -134,20 +135,109 @@ def combined(
     """
     rows = []
     for member in makers(group) if members is None else members:
-        if member.path not in arrays:
-            raise ValueError(
-                f"importance of group {group.name!r}: nothing is known of {member.path}; found "
-                f"{', '.join(list(arrays)[:4]) or 'nothing'}. Give evidence for all variables"
-            )
-        found = np.asarray(score(arrays[member.path], member))
+        found = np.asarray(score(known_of(group, member, arrays), member))
         if found.shape != member.channel.shape:
             raise ValueError(
                 f"importance of group {group.name!r}: {member.path} has {len(member.channel)} "
-                f"positions along axis {member.axis}, its evidence has shape {found.shape}; give "
-                "evidence of the same model"
+                f"positions along axis {member.axis}, its scores have shape {found.shape}; give "
+                "one score a position"
             )
         mine = member.channel >= 0
-        row = np.zeros(group.size)
-        np.add.at(row, member.channel[mine], found[mine])
-        rows.append(row)
-    return np.asarray(combine(np.stack(rows), axis=0))
+        rows.append(np.bincount(member.channel[mine], found[mine], minlength=group.size))
+    return merged(group, rows, combine)
+
+
+def known_of(group: Group, member: Member, arrays: Mapping[str, Any]) -> Any:
+    """Looks up what is known of a member of a group.
+
+    Args:
+      group: the group.
+      member: one of its members.
+      arrays: arrays of any shape by path.
+
+    Returns:
+      The array at the member's path.
+
+    Raises:
+      ValueError: if there is none, or one that does not have the member's axis and length.
+
+    Example:
+      >>> member = Member('w', 0, np.arange(2), makes=True, kernel=True)
+      >>> known_of(Group('w', (member,), np.arange(2)), member, {'w': np.ones(2)}).tolist()
+      [1.0, 1.0]
+    """
+    if member.path not in arrays:
+        raise ValueError(
+            f"importance of group {group.name!r}: nothing is known of {member.path}; found "
+            f"{', '.join(list(arrays)[:4]) or 'nothing'}. Give evidence for all variables"
+        )
+    shape = np.shape(arrays[member.path])
+    if member.axis >= len(shape) or shape[member.axis] != len(member.channel):
+        raise ValueError(
+            f"importance of group {group.name!r}: {member.path} has {len(member.channel)} "
+            f"positions along axis {member.axis}, what is known of it has shape {shape}; give "
+            "evidence of the same model"
+        )
+    return arrays[member.path]
+
+
+def merged(group: Group, scores: Sequence[np.ndarray], combine: Combine) -> np.ndarray:
+    """Combines the scores that the members of a group give.
+
+    Args:
+      group: the group.
+      scores: `[C]` for each member.
+      combine: called with all of them, `[M, C]`, and `axis=0`.
+
+    Returns:
+      `[C]` float64.
+
+    Raises:
+      ValueError: if a score is not a number, or `combine` does not give one a channel.
+
+    Example:
+      >>> merged(Group('w', (), np.arange(2)), [np.arange(2.0), np.ones(2)], np.max).tolist()
+      [1.0, 1.0]
+    """
+    found = np.asarray(combine(np.stack(scores), axis=0), np.float64)
+    if found.shape != (group.size,):
+        raise ValueError(
+            f"importance of group {group.name!r}: combine gave shape {found.shape}, expected "
+            f"({group.size},); give a function like np.sum, called with scores [M, C] and axis=0"
+        )
+    if np.isnan(found).any():
+        raise ValueError(
+            f"importance of group {group.name!r}: channels {np.flatnonzero(np.isnan(found))[:4]} "
+            "have a score that is not a number; look for NaN in the weights or the evidence"
+        )
+    return found
+
+
+def arguments(batches: Iterable[Any], what: str) -> Iterator[tuple[Any, ...]]:
+    """Gives batches as tuples of arguments.
+
+    Args:
+      batches: arrays or dictionaries, which are one argument, or tuples of arguments.
+      what: who asks, for error messages.
+
+    Yields:
+      One tuple a batch.
+
+    Raises:
+      ValueError: if there are no batches, or one array instead of several batches.
+
+    Example:
+      >>> list(arguments([1, (2, 3)], 'observe'))
+      [(1,), (2, 3)]
+    """
+    if hasattr(batches, "shape"):
+        raise ValueError(
+            f"{what}: batches are one array of shape {batches.shape}, expected an iterable of "
+            "batches, such as [images]"
+        )
+    empty = True
+    for batch in batches:
+        empty = False
+        yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if empty:
+        raise ValueError(f"{what}: there are no batches, expected at least one, such as [images]")

@@ -1,8 +1,9 @@
 """Importance from gradients: what the loss would say if a channel went.
 
-The evidence is made first, in one pass over some batches (`gradient_moments`, or a list of
-gradients), and the importances are functions of it. `of_weights` takes any scores of single
-weights, such as those of `pruning.scores`, and adds them up over each channel.
+The evidence is made first, in one compiled pass over some batches (`gradient_moments` for averages,
+`batch_gradients` for one gradient a batch), and the importances are functions of it. `of_weights`
+takes any scores of single weights, such as those of `pruning.scores`, and adds them up over each
+channel.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,55 +15,86 @@ import numpy as np
 
 from compressjax import tree
 from compressjax.graph.channels import Group, Member
-from compressjax.slimming.importance.base import Combine, Importance, combined, slice_sums
+from compressjax.slimming.importance.base import (
+    Combine,
+    Importance,
+    arguments,
+    combined,
+    known_of,
+    makers,
+    slice_sums,
+)
 
 PyTree = Any
+Evidence = Mapping[str, Any]
 
 
 def gradient_moments(
-    loss_fn: Callable[..., jax.Array], variables: PyTree, batches: Iterable[Sequence[Any]]
+    loss_fn: Callable[..., jax.Array], variables: PyTree, batches: Iterable[Any]
 ) -> tuple[PyTree, PyTree]:
     """Averages gradients and their squares over batches.
 
+    The squares are of a whole batch's gradient: for the diagonal of the Fisher matrix, which is of
+    single examples, give batches of one.
+
     Args:
       loss_fn: `loss_fn(variables, *batch) -> []`.
-      variables: pytree of arrays; of a Flax dict, the collection `params` is differentiated.
-      batches: the arguments of each call, all of the same shapes, or it is compiled again.
+      variables: pytree of arrays; of a dictionary with a collection `params`, only that is
+        differentiated.
+      batches: arrays, or tuples of arguments; all of the same shapes, or it is compiled again.
 
     Returns:
-      Two trees of float32, like `params` or like the variables where there is no such collection.
+      Two trees like `params`, or like the variables where there is no such collection, of float32
+      (float64 for variables of float64), zero for leaves that are no real numbers.
 
     Raises:
       ValueError: if there are no batches.
 
     Example:
       >>> loss = lambda v, x: jnp.sum(v['w'] * x)
-      >>> first, second = gradient_moments(loss, {'w': jnp.zeros(2)}, [(1.0,), (3.0,)])
+      >>> first, second = gradient_moments(loss, {'w': jnp.zeros(2)}, [1.0, 3.0])
       >>> first['w'].tolist(), second['w'].tolist()
       ([2.0, 2.0], [5.0, 5.0])
     """
-    inside = isinstance(variables, Mapping) and "params" in variables
-    params = variables["params"] if inside else variables
-
-    def loss_of(params: PyTree, *batch: Any) -> jax.Array:
-        return loss_fn({**variables, "params": params} if inside else params, *batch)
 
     @jax.jit
-    def add(sums: tuple[PyTree, PyTree], *batch: Any) -> tuple[PyTree, PyTree]:
-        gradients = jax.grad(loss_of)(params, *batch)
-        wide = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-        first = jax.tree.map(jnp.add, sums[0], wide)
-        second = jax.tree.map(lambda s, g: s + g * g, sums[1], wide)
-        return first, second
+    def add(sums: tuple[PyTree, PyTree], variables: PyTree, batch: tuple[Any, ...]) -> Any:
+        gradient = _gradient(loss_fn, variables, batch)
+        squares = jax.tree.map(jnp.square, gradient)
+        return jax.tree.map(jnp.add, sums, (gradient, squares))
 
-    sums = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), (params, params))
-    count = 0
-    for batch in batches:
-        sums, count = add(sums, *batch), count + 1
-    if not count:
-        raise ValueError("gradient_moments: there are no batches to take gradients of")
+    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), _wide(x)), _params(variables))
+    sums, count = (zeros, zeros), 0
+    for batch in arguments(batches, "gradient_moments"):
+        sums, count = add(sums, variables, batch), count + 1
     first, second = jax.tree.map(lambda s: s / count, sums)
     return first, second
+
+
+def batch_gradients(
+    loss_fn: Callable[..., jax.Array], variables: PyTree, batches: Iterable[Any]
+) -> list[PyTree]:
+    """Takes the gradient of each batch: what `taylor` squares one by one.
+
+    Args:
+      loss_fn: `loss_fn(variables, *batch) -> []`.
+      variables: pytree of arrays; of a dictionary with a collection `params`, only that is
+        differentiated.
+      batches: arrays, or tuples of arguments; all of the same shapes, or it is compiled again.
+
+    Returns:
+      For each batch a tree as of `gradient_moments`; all of them are in memory.
+
+    Raises:
+      ValueError: if there are no batches.
+
+    Example:
+      >>> loss = lambda v, x: jnp.sum(v['w'] * x)
+      >>> [tree['w'].tolist() for tree in batch_gradients(loss, {'w': jnp.zeros(2)}, [1.0, 3.0])]
+      [[1.0, 1.0], [3.0, 3.0]]
+    """
+    run = jax.jit(lambda variables, batch: _gradient(loss_fn, variables, batch))
+    return [run(variables, batch) for batch in arguments(batches, "batch_gradients")]
 
 
 def of_weights(scores: PyTree, combine: Combine = np.sum) -> Importance:
@@ -92,11 +124,13 @@ def taylor(gradients: PyTree | Sequence[PyTree], combine: Combine = np.sum) -> I
     """Scores a channel by the squared change of the loss without it, to first order.
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning" (2019), equation 8:
-    `(sum over the filter of g * w)^2`, averaged over batches; kernels that are cut together are
-    combined before the square.
+    `(sum over the filter of g * w)^2`, averaged over batches. Kernels that are cut together are
+    combined before the square, as their changes may cancel; `np.max` takes the largest, whatever
+    its sign.
 
     Args:
-      gradients: tree like the variables or like `params`; or a list of such trees, one a batch.
+      gradients: tree like the variables or like `params`; or a list of such trees, one a batch,
+        from `batch_gradients`.
       combine: over the kernels of a group: `np.sum`, `np.mean` or `np.max`.
 
     Returns:
@@ -109,14 +143,23 @@ def taylor(gradients: PyTree | Sequence[PyTree], combine: Combine = np.sum) -> I
       >>> taylor({'w': np.array([[1.0, 1.0], [-1.0, 1.0]])})(group, weights).tolist()
       [4.0, 9.0]
     """
-    trees = gradients if isinstance(gradients, (list, tuple)) else [gradients]
-    evidence = [_by_path(gradient) for gradient in trees]
+    whole = _by_path(gradients)
+    one_each = [_by_path(g) for g in gradients] if isinstance(gradients, list | tuple) else []
+
+    def either_sign(changes: np.ndarray, axis: int) -> np.ndarray:
+        return np.maximum(combine(changes, axis=axis), combine(-changes, axis=axis))
 
     def importance(group: Group, variables: Mapping[str, Any]) -> np.ndarray:
         def change(g: Any, member: Member) -> np.ndarray:
-            return slice_sums(_product(g, variables[member.path], member.path), member.axis)
+            w = known_of(group, member, variables)
+            return slice_sums(_product(g, w, member.path), member.axis)
 
-        changes = [combined(group, batch, change, combine) for batch in evidence]
+        # Variables may be a list or a named tuple themselves: then their paths are in the whole.
+        single = not one_each or all(member.path in whole for member in makers(group))
+        changes = [
+            combined(group, evidence, change, either_sign)
+            for evidence in ([whole] if single else one_each)
+        ]
         return np.mean(np.square(changes), axis=0)
 
     return importance
@@ -174,7 +217,7 @@ def _curved(curvature: PyTree, combine: Combine) -> Importance:
 
     def importance(group: Group, variables: Mapping[str, Any]) -> np.ndarray:
         def cost(h: Any, member: Member) -> np.ndarray:
-            w = np.asarray(variables[member.path], np.float64)
+            w = np.asarray(known_of(group, member, variables), np.float64)
             return slice_sums(_product(h, w * w, member.path), member.axis) / 2
 
         return combined(group, evidence, cost, combine)
@@ -192,7 +235,36 @@ def _product(evidence: Any, weights: Any, path: str) -> np.ndarray:
     return evidence * weights
 
 
-def _by_path(evidence: PyTree) -> dict[str, Any]:
+def _by_path(evidence: PyTree) -> Evidence:
     """Evidence by the variables' paths, also where it was given for `params` alone."""
     found = tree.paths(evidence)
     return {**{f"params/{path}": leaf for path, leaf in found.items()}, **found}
+
+
+def _params(variables: PyTree) -> PyTree:
+    """What is differentiated."""
+    inside = isinstance(variables, Mapping) and "params" in variables
+    return variables["params"] if inside else variables
+
+
+def _wide(x: Any) -> Any:
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def _gradient(loss_fn: Callable[..., jax.Array], variables: PyTree, batch: Sequence[Any]) -> PyTree:
+    params = _params(variables)
+
+    def loss_of(real: dict[str, jax.Array]) -> jax.Array:
+        moved = tree.replace(params, real)
+        whole = moved if params is variables else {**variables, "params": moved}
+        return loss_fn(whole, *batch)
+
+    leaves = tree.paths(params)
+    real = {p: x for p, x in leaves.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
+    gradients = jax.grad(loss_of)(real)
+    return tree.map_with_path(
+        lambda path, x: (
+            gradients[path].astype(_wide(x)) if path in gradients else jnp.zeros(x.shape, _wide(x))
+        ),
+        params,
+    )

@@ -19,7 +19,9 @@ from compressjax.slimming.importance.base import (
     combined,
     filter_norms,
     filters,
+    known_of,
     makers,
+    merged,
     slice_sums,
 )
 
@@ -177,16 +179,34 @@ def geometric_median(combine: Combine = np.sum) -> Importance:
     """
 
     def importance(group: Group, variables: Mapping[str, Any]) -> np.ndarray:
-        found = []
+        rows = []
         for member in makers(group):
-            rows = filters(variables[member.path], member, group.size)
-            squares = np.sum(rows**2, axis=1)
-            products = rows @ rows.T
-            between = squares[:, None] + squares[None, :] - 2 * products
-            found.append(np.sqrt(np.maximum(between, 0.0)).sum(axis=1))
-        return np.asarray(combine(np.stack(found), axis=0))
+            kernel = known_of(group, member, variables)
+            has = np.unique(member.channel[member.channel >= 0])
+            row = np.zeros(group.size)
+            row[has] = distances(filters(kernel, member, group.size)[has]).sum(axis=1)
+            rows.append(row)
+        return merged(group, rows, combine)
 
     return importance
+
+
+def distances(rows: np.ndarray) -> np.ndarray:
+    """Measures how far every row is from every other.
+
+    Args:
+      rows: `[C, K]` float64.
+
+    Returns:
+      `[C, C]` Euclidean distances; memory is quadratic in rows, not in what is in between.
+
+    Example:
+      >>> distances(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
+      [[0.0, 5.0], [5.0, 0.0]]
+    """
+    squares = np.sum(rows**2, axis=1)
+    between = squares[:, None] + squares[None, :] - 2 * (rows @ rows.T)
+    return np.sqrt(np.maximum(between, 0.0))
 
 
 def random(seed: int = 0) -> Importance:
