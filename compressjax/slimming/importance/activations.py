@@ -200,6 +200,7 @@ def feature_rank(
     Lin et al., "HRank: Filter Pruning using High-Rank Feature Map" (2020), equation 6: maps of low
     rank carry little, and their average rank hardly depends on the images. A reader behind a global
     mean or a flatten gets single numbers, not maps: there the score says how often they are not 0.
+    Channels of a sequence have no maps either, and all score alike: take `activation_mean` there.
 
     Args:
       fn: the function, called as `fn(variables, *batch)`.
