@@ -1186,13 +1186,13 @@ _CORRECTIONS = [
 # Evidence for importances of channels: what runs compiled.
 
 
-def _squares(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+def _least_squares(variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(x @ variables["params"]["w"] - y)) / 2
 
 
 def _moments(w: jax.Array, x: jax.Array, y: jax.Array) -> Any:
     batches = [(x[0], y[0]), (x[1], y[1])]
-    return slimming.gradient_moments(_squares, {"params": {"w": w}}, batches)
+    return slimming.gradient_moments(_least_squares, {"params": {"w": w}}, batches)
 
 
 def _moment_inputs(i: int) -> Inputs:
