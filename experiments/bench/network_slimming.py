@@ -24,10 +24,10 @@ from compressjax import slimming, training
 from experiments import fitting, networks, run
 from experiments.bench import options, timing
 
-_EPOCHS = flags.DEFINE_integer("epochs", 6, "Epochs from untrained weights.", lower_bound=1)
-_TUNE = flags.DEFINE_integer("tune_epochs", 6, "Epochs of fine-tuning.", lower_bound=1)
-_RATE = flags.DEFINE_float("rate", 0.1, "Highest learning rate of SGD.")
-_TUNE_RATE = flags.DEFINE_float("tune_rate", 0.05, "Highest learning rate of fine-tuning.")
+_EPOCHS = flags.DEFINE_integer("train_epochs", 6, "Epochs from untrained weights.", lower_bound=1)
+_TUNE = flags.DEFINE_integer("finetune_epochs", 6, "Epochs of fine-tuning.", lower_bound=1)
+_RATE = flags.DEFINE_float("train_rate", 0.1, "Highest learning rate of SGD.")
+_TUNE_RATE = flags.DEFINE_float("finetune_rate", 0.05, "Highest learning rate of fine-tuning.")
 _STRENGTH = flags.DEFINE_float("strength", 2e-3, "Of the penalty.", lower_bound=0.0)
 _ROUND = flags.DEFINE_integer("round_to", 8, "Layers keep multiples of this.", lower_bound=1)
 _RATIO = flags.DEFINE_float("ratio", 0.73, "Part of all channels that go.", 0.0, 0.999)

@@ -17,7 +17,7 @@ import compressjax as cj
 from experiments.bench import architectures, options, parity, timing
 
 _RATIO = flags.DEFINE_float("cut", 0.5, "Part of each group's channels that go.", 0.0, 0.999)
-_ROUND = flags.DEFINE_integer("multiple", 1, "Layers keep multiples of this.", lower_bound=1)
+_ROUND = flags.DEFINE_integer("rounded_to", 1, "Layers keep multiples of this.", lower_bound=1)
 
 
 class Row(NamedTuple):

@@ -19,7 +19,7 @@ SEEN = np.random.default_rng(11).normal(size=(64, 8, 8, 3)).astype(np.float32)
 
 def linen(body, x=IMAGE, spread=1.0, seed=0):
     """A folded network whose channels have ranges that differ by `exp(spread)`."""
-    fn, variables = topologies.linen(body, x, seed)
+    fn, variables = topologies.linen(body, x, seed=seed)
     fn, variables = cj.fold_batch_norm(fn, variables, x)
     rng = np.random.default_rng(seed)
 
