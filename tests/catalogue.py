@@ -1014,12 +1014,12 @@ _GRIDS = [
 # Corrections: two dense layers of which the first has ill-scaled channels and high biases.
 
 
-def _two_layers(variables: Any, x: jax.Array) -> jax.Array:
+def _biased_layers(variables: Any, x: jax.Array) -> jax.Array:
     hidden = jax.nn.relu(x @ variables["a"]["kernel"] + variables["a"]["bias"][None])
     return hidden @ variables["b"]["kernel"] + variables["b"]["bias"][None]
 
 
-def _two_layers_inputs(i: int) -> Inputs:
+def _biased_layers_inputs(i: int) -> Inputs:
     rng = np.random.default_rng(i)
     spread = np.exp(rng.normal(0, 1, 5))
     variables = {
@@ -1168,14 +1168,14 @@ _CORRECTIONS = [
     stateless("adaround", _rounding, _roundings, rounding_oracle),
     stateless(
         "equalize",
-        lambda variables, x: quant.equalize(_two_layers, variables, x)[1],
-        _two_layers_inputs,
+        lambda variables, x: quant.equalize(_biased_layers, variables, x)[1],
+        _biased_layers_inputs,
         _equalized,
     ),
     stateless(
         "absorb-bias",
-        lambda variables, x: quant.absorb_bias(_two_layers, variables, [x], deviations=1.5),
-        _two_layers_inputs,
+        lambda variables, x: quant.absorb_bias(_biased_layers, variables, [x], deviations=1.5),
+        _biased_layers_inputs,
         _absorbed,
         rtol=1e-4,
         atol=1e-4,
