@@ -12,12 +12,13 @@ concatenation, splits, flattening and grouped convolutions need no mapping of th
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from compressjax.graph import loops
-from compressjax.graph.channel_rules import RULES, without_rule
+from compressjax.graph import fixed, loops, rests
+from compressjax.graph.channel_rules import ELEMENTWISE, RULES, without_rule
 from compressjax.graph.ir import Graph, Literal, Op, Value
 from compressjax.graph.units import UNKNOWN, ZERO, Axes, Units
 
@@ -127,7 +128,8 @@ def couple(
     for path, (masks, why) in held.items():
         for axis, mask in zip(axes[graph.variables[path]], masks, strict=True):
             units.freeze(axis[mask], why)
-    _run(units, graph.ops, axes)
+    lone = fixed.fixed(graph)
+    _run(units, graph.ops, axes, lone)
     reads = [
         (axes[op.inputs[0]][op.params["axis"]], axes[op.outputs[0]][op.params["axis"]], op.name)
         for op in graph.ops
@@ -252,21 +254,32 @@ def frozen(graph: Graph, channels: Channels) -> dict[str, str]:
 
 def _sources(units: Units, graph: Graph) -> dict[Value, Axes]:
     """Fresh units for all that operations start from."""
-    sources = {value: UNKNOWN for value in (*graph.inputs.values(), *graph.constants)}
+    sources = dict.fromkeys(graph.inputs.values(), UNKNOWN)
     sources.update(dict.fromkeys(graph.variables.values(), ZERO))
-    return {
+    axes = {
         value: tuple(units.fresh(size, rest) for size in value.shape)
         for value, rest in sources.items()
     }
+    return axes | {value: fixed.sources(units, value) for value in graph.constants}
 
 
-def _run(units: Units, ops: Iterable[Op], axes: dict[Value, Axes]) -> None:
+def _run(
+    units: Units,
+    ops: Iterable[Op],
+    axes: dict[Value, Axes],
+    lone: frozenset[Op] = frozenset(),
+) -> None:
     for op in ops:
         ins = [loops.read(units, axes, value) for value in op.inputs]
-        if op.body is not None:
-            outs: Sequence[Axes] = loops.couple(units, op, op.body, ins, axes, _run)
-        elif op.kind in RULES:
+        if op in lone:
+            outs: Sequence[Axes] = fixed.couple(units, op, ins)
+        elif op.body is not None:
+            run = functools.partial(_run, lone=lone)
+            outs = loops.couple(units, op, op.body, ins, axes, run)
+        elif op.kind in ELEMENTWISE:
             outs = RULES[op.kind].couple(units, op, ins)
+        elif op.kind in RULES:
+            outs = rests.relabel(units, op, ins, RULES[op.kind].couple(units, op, ins))
         else:
             outs = without_rule(units, op, ins)
         axes.update(zip(op.outputs, outs, strict=True))

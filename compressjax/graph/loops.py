@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from compressjax.graph import fixed
 from compressjax.graph.ir import Graph, Literal, Op, Value, follow
 from compressjax.graph.units import UNKNOWN, ZERO, Axes, Units
 
@@ -110,8 +111,7 @@ def couple(
     outer, inner = parts(op, ins), parts(op, body.inputs.values())
     for stacked in outer.xs:
         units.freeze(stacked[0], f"{op.name}: the steps of a loop", plain=True)
-    for value in body.constants:
-        axes[value] = tuple(units.fresh(size) for size in value.shape)
+    axes.update({value: fixed.sources(units, value) for value in body.constants})
     axes.update(zip(inner.consts, outer.consts, strict=True))
     axes.update(zip(inner.xs, (stacked[1:] for stacked in outer.xs), strict=True))
     starts = [axis for start in outer.carry for axis in start]

@@ -2,9 +2,10 @@
 
 What is gone counts as zero: the narrowed function equals the whole one over variables that are zero
 at every cut position. Only sums over channels could tell the difference: a variance has one term
-for each channel, cut or not. Where what they sum is not zero at cut positions, it is the same at
-all of them; that one position, the rest of the axis, is computed beside the others and counted as
-often as positions were cut.
+for each channel, cut or not. Where what they sum is not zero at cut positions, it depends on no
+variable there: that part, the rest of the axis, is computed beside the others. Mostly it is the
+same at all cut positions, so that one is computed, and counted as often as positions were cut;
+constants that differ by channel are there for each (see `rests`).
 
 `channels` says what belongs together; given which positions of the variables are kept, `narrow`
 works out what is kept of every other value, and evaluates. The cut is named by variable, axis and
@@ -15,19 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from compressjax.graph import loops
+from compressjax.graph import fixed, loops, rests
 from compressjax.graph.branches import branch
-from compressjax.graph.channel_rules import ELEMENTWISE, RULES
+from compressjax.graph.channel_rules import RULES
 from compressjax.graph.channels import Channels, couple
 from compressjax.graph.interpret import bind_arguments, evaluate
-from compressjax.graph.ir import Graph, Literal, Op, Value
+from compressjax.graph.ir import Graph, Op, Value
 from compressjax.graph.reorder import reorder
 from compressjax.graph.units import Axes, kept_shape, take
-
-Rest = tuple[Value, int]  # a value and one of its axes
 
 
 def narrow(graph: Graph, keep: Mapping[str, Axes], *, gather: bool = False) -> Callable[..., Any]:
@@ -69,12 +67,18 @@ def _narrowed(
     graph: Graph, channels: Channels, kept: Mapping[Value, Axes]
 ) -> Callable[[Mapping[Value, Any]], Sequence[Any]]:
     """From the smaller variables and the inputs of a graph, or of a loop's body, to its outputs."""
-    alike = _alike(graph, channels, kept)
-    constants = {
-        value: take(array if isinstance(array, jax.core.Tracer) else np.asarray(array), kept[value])
-        for value, array in graph.constants.items()
-        if not _whole(kept[value])
-    }
+    lone = fixed.fixed(graph)
+    needed = rests.needed([op for op in graph.ops if op not in lone], channels.zero, kept)
+    border = fixed.border(graph, lone)
+    whole = [value for value in border if _whole(kept[value])]
+    fixed_rests: dict[rests.Rest, Any] = {}
+    constants = {}
+    read = [value for value in (*graph.constants, *border) if not _whole(kept[value])]
+    for value, array in zip(read, fixed.compute(graph, read), strict=True):
+        constants[value] = take(array, kept[value])
+        for axis in needed.get(value, ()):
+            masks = (~mask if i == axis else mask for i, mask in enumerate(kept[value]))
+            fixed_rests[value, axis] = take(array, tuple(masks))
     bodies = {op: _narrowed(op.body, channels, kept) for op in graph.ops if op.body is not None}
 
     def narrowed(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
@@ -93,67 +97,26 @@ def _narrowed(
         return [take(x, keeps) for x, keeps in zip(outputs, kout, strict=True)]
 
     def run(known: Mapping[Value, Any]) -> Sequence[Any]:
-        rests: dict[Rest, Any] = {}
+        found = dict(fixed_rests)
+        untouched = zip(whole, evaluate(graph, whole, {}), strict=True)
 
         def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
             outputs = narrowed(op, inputs)
             if outputs is None:
                 return None
-            for axis in alike.get(op.outputs[0], ()):
-                rests[op.outputs[0], axis] = _rest(op, axis, inputs, rests, kept)
+            for axis in needed.get(op.outputs[0], ()):
+                found[op.outputs[0], axis] = rests.rest(op, axis, inputs, found, kept)
             for axis in op.params["axes"] if op.kind == "reduce_sum" else ():
-                if (op.inputs[0], axis) in rests:
-                    (gone,) = op.bind(op.params, rests[op.inputs[0], axis])
-                    count = np.sum(~kept[op.inputs[0]][axis])
+                if (op.inputs[0], axis) in found:
+                    rest = found[op.inputs[0], axis]
+                    (gone,) = op.bind(op.params, rest)
+                    count = np.sum(~kept[op.inputs[0]][axis]) // rest.shape[axis]
                     outputs = [outputs[0] + count.astype(gone.dtype) * gone]
             return outputs
 
-        return evaluate(graph, graph.outputs, {**constants, **known}, rule=rule)
+        return evaluate(graph, graph.outputs, {**constants, **dict(untouched), **known}, rule=rule)
 
     return run
-
-
-def _alike(graph: Graph, channels: Channels, kept: Mapping[Value, Axes]) -> dict[Value, list[int]]:
-    """The axes whose cut positions are not zero but alike, and that a sum over channels needs."""
-    needed: dict[Value, list[int]] = {}
-
-    def counts(value: Value, axis: int) -> bool:
-        if not value.shape or isinstance(value, Literal):
-            return False
-        return bool((~kept[value][axis] & ~channels.zero[value][axis]).any())
-
-    for op in reversed(graph.ops):
-        if op.kind == "reduce_sum":
-            wanted = op.params["axes"]
-        else:
-            wanted = needed.get(op.outputs[0], ()) if op.kind in ELEMENTWISE else ()
-        for value in op.inputs:
-            axes = needed.setdefault(value, [])
-            axes.extend(axis for axis in wanted if axis not in axes and counts(value, axis))
-    return {value: axes for value, axes in needed.items() if axes}
-
-
-def _rest(
-    op: Op,
-    axis: int,
-    inputs: Sequence[Any],
-    rests: Mapping[Rest, Any],
-    kept: Mapping[Value, Axes],
-) -> Any:
-    """What the result of an operation holds at the cut positions of an axis: one position of it."""
-    if op.kind == "broadcast_in_dim":
-        shape = list(kept_shape(kept[op.outputs[0]]))
-        shape[axis] = 1
-        return op.bind({**op.params, "shape": tuple(shape)}, *inputs)[0]
-    found = []
-    for value, x in zip(op.inputs, inputs, strict=True):
-        if (value, axis) in rests:
-            found.append(rests[value, axis])
-        elif value.shape and value.shape[axis] > 1:  # zero
-            found.append(jnp.zeros_like(x, shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :])))
-        else:
-            found.append(x)
-    return op.bind(op.params, *found)[0]
 
 
 def _all_of(value: Value) -> Axes:

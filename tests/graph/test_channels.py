@@ -66,6 +66,11 @@ FREE = {
     ),
     "root mean square": lambda h: h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-6),
     "a share of the sum": lambda h: jnp.exp(h) / jnp.exp(h).sum(-1, keepdims=True),
+    "a sum with constants": lambda h: h + (h + jnp.arange(8.0)[None]).sum(-1, keepdims=True),
+    "mixed along the batch": lambda h: jax.nn.standardize(
+        (nn.softplus(h).T @ jnp.ones((2, 1))).T, axis=-1
+    ),
+    "times sorted constants": lambda h: h * jnp.sort(jnp.cos(jnp.arange(8.0)))[None],
     "barrier": jax.lax.optimization_barrier,
     "vmapped": jax.vmap(lambda h: jnp.tanh(h) + 1),
     "looped": lambda h: jax.lax.fori_loop(0, 3, lambda i, c: jnp.cos(c), h),
@@ -103,7 +108,7 @@ def test_positions_that_go_together(name):
 FROZEN = {
     "softmax": (nn.softmax, "reduce_max goes over the channels"),
     "a sum where cut channels differ": (
-        lambda h: h + (h + jnp.arange(8.0)[None]).sum(-1, keepdims=True), "reduce_sum goes over"),
+        lambda h: h + jnp.cumsum(jnp.exp(h), 0).sum(-1, keepdims=True), "reduce_sum goes over"),
     "a product that cut channels add to": (
         lambda h: jnp.exp(h) @ jnp.ones((8, 8)), "neither factor would be zero"),
     "accumulation": (lambda h: jnp.cumsum(h, -1), "accumulates over the channels"),

@@ -63,7 +63,7 @@ def polynomial(v, x):
 
 
 def sum_of_pairs(v, x):
-    """Both axes that are summed have channels, and neither holds zeros where it is cut."""
+    """Both axes that are summed have channels, neither zero where it is cut: the longer one is."""
     h, g = jnp.exp(x @ v["a"]), jnp.exp(x @ v["v"])
     return (h[..., None] * g[..., None, :]).sum((2, 3))[..., None] * (x @ v["b"]) @ v["out"]
 
@@ -72,6 +72,12 @@ def outer_product(v, x):
     """Bilinear pooling: of two axes that become one, the longer is cut."""
     pooled = jnp.einsum("btc,btd->bcd", x @ v["a"], x @ v["v"]).reshape(2, -1)
     return pooled @ jnp.tile(v["out"], (6, 1)).reshape(6, 8, 2).swapaxes(0, 1).reshape(48, 2)
+
+
+def waves():
+    """Sines and cosines, of the place and of the channel."""
+    angles = jnp.arange(4.0)[:, None] / jnp.arange(1.0, 5.0)[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(1, 4, 8)
 
 
 EXACT = {
@@ -93,6 +99,23 @@ EXACT = {
         over(lambda h: jnp.exp(h) / jnp.exp(h).sum(-1, keepdims=True)), {"a": 4}),
     "log of a mean": (
         over(lambda h: h - jnp.log(jnp.exp(h).mean(-1, keepdims=True))), {"a": 4}),
+    "positions before a norm": (
+        over(lambda h: jax.nn.standardize(h + np.sin(PLACES))), {"a": 4}),
+    "positions computed on the way": (
+        over(lambda h: jax.nn.standardize(h + waves())), {"a": 4}),
+    "positions and what is alike": (
+        over(lambda h: jax.nn.standardize(nn.softplus(h + waves()) + nn.softplus(h))), {"a": 4}),
+    "positions of flattened tokens": (
+        over(lambda h: jax.nn.standardize((h + waves()).reshape(8, 8)).reshape(2, 4, 8)), {"a": 4}),
+    "positions and a token in front": (
+        over(lambda h: jax.nn.standardize(
+            jnp.concatenate([h[:, :1] * 2, h + waves()], axis=1))[:, 1:]), {"a": 4}),
+    "positions and a mean over tokens": (
+        over(lambda h: h + jax.nn.standardize((h + waves()).mean(1, keepdims=True))), {"a": 4}),
+    "mixed over tokens": (
+        over(lambda h: jax.nn.standardize(
+            (nn.softplus(h).swapaxes(1, 2) @ X[0, :, :1]).swapaxes(1, 2) + h)), {"a": 4}),
+    "a sum over the pairs of two groups": (sum_of_pairs, {"a": 4, "b": 4}),
     "the same for all channels": (
         over(lambda h: jax.nn.standardize(h + X[..., :1])), {"a": 4}),
 }  # fmt: skip
@@ -110,8 +133,6 @@ STAYS = {
         over(lambda h: h * h.argmax(-1)[..., None].astype(h.dtype)), {}, "argmax goes over"),
     "a median": (
         over(lambda h: h - jnp.median(h, -1, keepdims=True)), {}, "goes over the channels"),
-    "positions before a norm": (
-        over(lambda h: jax.nn.standardize(h + np.sin(PLACES))), {}, "reduce_sum goes over"),
     "zeros and ones in one sum": (
         over(lambda h: h * jnp.concatenate([h, jnp.exp(h)], -1).sum(-1, keepdims=True)), {},
         "reduce_sum goes over"),
@@ -122,7 +143,6 @@ STAYS = {
         over(lambda h: h * nn.sigmoid(jax.lax.conv_general_dilated(
             h.mean(1)[:, None], np.ones((1, 1, 3), np.float32), (1,), "SAME"))), {},
         "a window goes over"),
-    "a sum over the pairs of two groups": (sum_of_pairs, {"b": 4}, "reduce_sum goes over"),
     "a fixed matrix": (
         over(lambda h: nn.sigmoid(h) @ np.ones((8, 8), np.float32)), {},
         "neither factor would be zero"),

@@ -5,7 +5,7 @@ import pytest
 
 from compressjax import slimming, tree
 from tests.support.reference import agree, check, in_double, widths
-from tests.support.sequences import SEQUENCES, mixer, relative_bias, sinusoidal, transformer
+from tests.support.sequences import SEQUENCES, relative_bias, transformer
 from tests.support.topologies import TOKENS, linen
 
 
@@ -34,11 +34,3 @@ def test_a_bias_of_each_head_is_cut_with_its_head():
     fn, variables = linen(relative_bias, TOKENS)
     shrunk = slimming.shrink(fn, variables, TOKENS, round_to=1)
     assert shrunk.variables["params"]["table"].shape == (9, 2)
-
-
-@pytest.mark.parametrize("body", [mixer, sinusoidal])
-def test_what_differs_by_channel_where_it_is_cut_keeps_the_stream(body):
-    fn, variables = linen(body, TOKENS)
-    shrunk = slimming.shrink(fn, variables, TOKENS, round_to=1)
-    assert shrunk.variables["params"]["stem"]["kernel"].shape == (16, 8)
-    assert "reduce_sum goes over the channels" in shrunk.report.frozen["params/stem/kernel[1]"]
