@@ -4,9 +4,10 @@ A model is a pure function of its variables, `apply(variables, *inputs) -> outpu
 here transforms that pair and gives back another pure function, so techniques compose in any order.
 """
 
-from compressjax import distill, export, pruning, quant, slimming
+from compressjax import distill, export, lowrank, pruning, quant, slimming
 from compressjax.fold import fold_batch_norm
-from compressjax.graph import trace
+from compressjax.graph import capture, trace
+from compressjax.lowrank import factorize
 from compressjax.nnx import from_nnx
 from compressjax.pruning import apply_masks, masks, prune
 from compressjax.quant import quantize
@@ -15,11 +16,14 @@ from compressjax.slimming import shrink
 
 __all__ = [
     "apply_masks",
+    "capture",
     "compress_until",
     "distill",
     "export",
+    "factorize",
     "fold_batch_norm",
     "from_nnx",
+    "lowrank",
     "masks",
     "prune",
     "pruning",
