@@ -22,7 +22,7 @@ from absl import app, flags, logging
 import compressjax as cj
 from compressjax import slimming, training
 from experiments import fitting, networks, run
-from experiments.bench import options, timing
+from experiments.bench import options, timing, trained
 
 _EPOCHS = flags.DEFINE_integer("train_epochs", 6, "Epochs from untrained weights.", lower_bound=1)
 _TUNE = flags.DEFINE_integer("finetune_epochs", 6, "Epochs of fine-tuning.", lower_bound=1)
@@ -31,55 +31,6 @@ _TUNE_RATE = flags.DEFINE_float("finetune_rate", 0.05, "Highest learning rate of
 _STRENGTH = flags.DEFINE_float("strength", 2e-3, "Of the penalty.", lower_bound=0.0)
 _ROUND = flags.DEFINE_integer("round_to", 8, "Layers keep multiples of this.", lower_bound=1)
 _RATIO = flags.DEFINE_float("ratio", 0.73, "Part of all channels that go.", 0.0, 0.999)
-
-
-def trained(
-    config: Any,
-    directory: pathlib.Path,
-    *,
-    data: networks.Data,
-    network: networks.Network,
-    variables: networks.Variables,
-    epochs: int,
-    rate: float,
-    penalty: optax.GradientTransformation,
-) -> networks.Variables:
-    """Trains with momentum 0.9 and a weight decay of 1e-4, as Liu et al. do.
-
-    Args:
-      config: of an experiment.
-      directory: gets checkpoints and metrics.
-      data: both splits.
-      network: what is trained.
-      variables: to start from.
-      epochs: how long.
-      rate: highest learning rate, reached after a tenth of the steps, cosine after it.
-      penalty: applied in front of the optimizer.
-
-    Returns:
-      The trained variables.
-    """
-    batch = config.train.batch_size
-    steps = epochs * training.steps_per_epoch(data.train_images.shape[0], batch)
-    schedule = optax.warmup_cosine_decay_schedule(0.1 * rate, rate, max(1, steps // 10), steps)
-    tx = optax.chain(
-        penalty,
-        optax.add_decayed_weights(1e-4),
-        optax.sgd(schedule, momentum=0.9, nesterov=True),
-    )
-    epoch = training.make_epoch(
-        training.supervised(network.forward), tx, batch_size=batch, augment=data.augment
-    )
-    state = training.fit(
-        training.init_state(variables, tx, fitting.key(config, "slimming")),
-        epoch,
-        data.train_images,
-        data.train_labels,
-        training.Schedule(epochs),
-        directory=directory,
-        label=directory.name,
-    )
-    return state.variables
 
 
 def accuracy(data: networks.Data, apply: networks.Apply, variables: networks.Variables) -> float:
@@ -101,7 +52,7 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     start = jax.jit(init)(fitting.key(config, "init"), data.example)
     whole = cj.trace(network.apply, start, data.example)
     starts = {"dense": optax.identity(), "sparse": slimming.network_slimming(_STRENGTH.value)}
-    fit = functools.partial(trained, config, data=data)
+    fit = functools.partial(trained.by_momentum, config, data=data)
     found: dict[str, Any] = {}
 
     def add(
@@ -111,11 +62,10 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         if tune:
             tuned = fit(
                 workdir / f"{name.replace(' ', '_')}_tuned",
-                network=small,
+                loss_fn=training.supervised(small.forward),
                 variables=variables,
                 epochs=_TUNE.value,
                 rate=_TUNE_RATE.value,
-                penalty=optax.identity(),
             )
             after = accuracy(data, small.apply, tuned)
         graph = cj.trace(small.apply, variables, data.example)
@@ -130,7 +80,7 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     for name, penalty in starts.items():
         variables = fit(
             workdir / name,
-            network=network,
+            loss_fn=training.supervised(network.forward),
             variables=start,
             epochs=_EPOCHS.value,
             rate=_RATE.value,

@@ -1,7 +1,8 @@
-"""The float network that benchmarks start from: trained once, then loaded.
+"""The float networks that benchmarks start from, and how they train others.
 
-The first stage of an experiment's config, as `experiments.run --until=train` leaves it: as it was
-trained for those that prune it, with batch norm folded for those that quantize it.
+`dense` and `load` give the first stage of an experiment's config, as `experiments.run
+--until=train` leaves it: as it was trained for those that prune it, with batch norm folded for
+those that quantize it. `by_momentum` is how tables of accuracies train, in a folder for each run.
 """
 
 import pathlib
@@ -9,9 +10,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 import compressjax as cj
-from experiments import networks, stages
+from compressjax import training
+from compressjax.training.loop import LossFn
+from experiments import fitting, networks, stages
 from experiments.pipeline import run_stages
 
 
@@ -92,3 +96,53 @@ def batches(data: networks.Data, images: jax.Array, *, size: int, count: int) ->
     prepare = jax.jit(data.prepare)
     images = images[:count]
     return [prepare(images[i : i + size]) for i in range(0, images.shape[0], size)]
+
+
+def by_momentum(
+    config: Any,
+    directory: pathlib.Path,
+    *,
+    data: networks.Data,
+    loss_fn: LossFn,
+    variables: networks.Variables,
+    epochs: int,
+    rate: float,
+    penalty: optax.GradientTransformation | None = None,
+) -> networks.Variables:
+    """Trains with momentum 0.9 and a weight decay of 1e-4, going on where a killed run was.
+
+    These are the settings of Liu et al., "Learning Efficient Convolutional Networks through Network
+    Slimming" (2017), with a learning rate that falls as a cosine.
+
+    Args:
+      config: of an experiment.
+      directory: gets checkpoints and metrics.
+      data: both splits.
+      loss_fn: for `training.make_epoch`.
+      variables: to start from.
+      epochs: how long.
+      rate: highest learning rate, reached after a tenth of the steps.
+      penalty: applied in front of the optimizer.
+
+    Returns:
+      The trained variables.
+    """
+    batch = config.train.batch_size
+    steps = epochs * training.steps_per_epoch(data.train_images.shape[0], batch)
+    schedule = optax.warmup_cosine_decay_schedule(0.1 * rate, rate, max(1, steps // 10), steps)
+    tx = optax.chain(
+        penalty or optax.identity(),
+        optax.add_decayed_weights(1e-4),
+        optax.sgd(schedule, momentum=0.9, nesterov=True),
+    )
+    epoch = training.make_epoch(loss_fn, tx, batch_size=batch, augment=data.augment)
+    state = training.fit(
+        training.init_state(variables, tx, fitting.key(config, "slimming")),
+        epoch,
+        data.train_images,
+        data.train_labels,
+        training.Schedule(epochs),
+        directory=directory,
+        label=directory.name,
+    )
+    return state.variables
