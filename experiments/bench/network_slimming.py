@@ -24,10 +24,6 @@ from compressjax import slimming, training
 from experiments import fitting, networks, run
 from experiments.bench import options, timing, trained
 
-_EPOCHS = flags.DEFINE_integer("train_epochs", 6, "Epochs from untrained weights.", lower_bound=1)
-_TUNE = flags.DEFINE_integer("finetune_epochs", 6, "Epochs of fine-tuning.", lower_bound=1)
-_RATE = flags.DEFINE_float("train_rate", 0.1, "Highest learning rate of SGD.")
-_TUNE_RATE = flags.DEFINE_float("finetune_rate", 0.05, "Highest learning rate of fine-tuning.")
 _STRENGTH = flags.DEFINE_float("strength", 2e-3, "Of the penalty.", lower_bound=0.0)
 _ROUND = flags.DEFINE_integer("round_to", 8, "Layers keep multiples of this.", lower_bound=1)
 _RATIO = flags.DEFINE_float("ratio", 0.73, "Part of all channels that go.", 0.0, 0.999)
@@ -64,8 +60,8 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
                 workdir / f"{name.replace(' ', '_')}_tuned",
                 loss_fn=training.supervised(small.forward),
                 variables=variables,
-                epochs=_TUNE.value,
-                rate=_TUNE_RATE.value,
+                epochs=options.FINETUNE_EPOCHS.value,
+                rate=options.FINETUNE_RATE.value,
             )
             after = accuracy(data, small.apply, tuned)
         graph = cj.trace(small.apply, variables, data.example)
@@ -82,8 +78,8 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             workdir / name,
             loss_fn=training.supervised(network.forward),
             variables=start,
-            epochs=_EPOCHS.value,
-            rate=_RATE.value,
+            epochs=options.TRAIN_EPOCHS.value,
+            rate=options.TRAIN_RATE.value,
             penalty=penalty,
         )
         cut = cj.shrink(
@@ -111,8 +107,8 @@ def main(argv: Sequence[str]) -> None:
         print(timing.document({"rows": found}))
         return
     print(
-        f"{_EPOCHS.value} epochs, {_TUNE.value} of fine-tuning, {100 * _RATIO.value:g} % of all "
-        f"channels cut, strength {_STRENGTH.value:g}"
+        f"{options.TRAIN_EPOCHS.value} epochs, {options.FINETUNE_EPOCHS.value} of fine-tuning, "
+        f"{100 * _RATIO.value:g} % of all channels cut, strength {_STRENGTH.value:g}"
     )
     print(f"{'':<34} {'before':>8} {'tuned':>8}  parameters  MACs")
     for name, row in found.items():

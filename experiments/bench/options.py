@@ -20,3 +20,13 @@ CLOCK = flags.DEFINE_enum_class(
     "What is measured. Processor seconds are steadier on a machine that others use.",
 )
 JSON = flags.DEFINE_bool("json", False, "Print JSON with the hardware and versions.")
+TRAIN_EPOCHS = flags.DEFINE_integer(
+    "train_epochs", 6, "Epochs from untrained weights.", lower_bound=1
+)
+FINETUNE_EPOCHS = flags.DEFINE_integer(
+    "finetune_epochs", 6, "Epochs of fine-tuning.", lower_bound=1
+)
+TRAIN_RATE = flags.DEFINE_float("train_rate", 0.1, "Highest learning rate of SGD.")
+FINETUNE_RATE = flags.DEFINE_float("finetune_rate", 0.05, "Highest learning rate of fine-tuning.")
+TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "Of a teacher's soft targets.")
+ALPHA = flags.DEFINE_float("alpha", 0.9, "Weight of a teacher's soft targets.", 0.0, 1.0)
