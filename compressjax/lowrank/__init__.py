@@ -4,6 +4,7 @@ How a layer is decomposed (`methods`), how many ranks it keeps (`rank`) and what
 on data (`evidence`) are separate questions; `factorize` joins them.
 """
 
+from compressjax.lowrank.evidence import observe as observe
 from compressjax.lowrank.factorize import Factored as Factored
 from compressjax.lowrank.factorize import Report as Report
 from compressjax.lowrank.factorize import Row as Row

@@ -192,6 +192,11 @@ def _cases(
     named: dict[str, Method | None] = {}
     if isinstance(method, Mapping):
         named = tree.assign(method, uses, what="method")
+    if unknown := [path for path in moments if path not in uses]:
+        raise ValueError(
+            f"moments has {unknown[0]!r}, which is no kernel that can be factorized; expected some "
+            f"of {', '.join(uses) or 'none'}"
+        )
     cases: dict[str, Case] = {}
     for path, mine in uses.items():
         layer = _layer(mine)
@@ -209,8 +214,22 @@ def _cases(
         weights = mine[0].weights(np.asarray(leaves[path]))
         if not np.isfinite(weights).all():
             raise ValueError(f"{path} is not finite: it cannot be factorized; check its training")
-        cases[path] = Case(layer, found, weights, moments.get(path))
+        cases[path] = Case(layer, found, weights, _fitting(layer, moments.get(path)))
     return cases
+
+
+def _fitting(layer: Layer, moments: Moments | None) -> Moments | None:
+    """The moments, if they are those of this layer."""
+    if moments is None:
+        return None
+    found = [moments.inputs.shape, moments.outputs.shape]
+    expected = [(layer.groups, size, size) for size in (layer.inputs, layer.outputs)]
+    if found != expected:
+        raise ValueError(
+            f"moments of {layer.path} have the shapes {found[0]} and {found[1]}, expected "
+            f"{expected[0]} of inputs and {expected[1]} of outputs; observe this function"
+        )
+    return moments
 
 
 def _usual(layer: Layer) -> Method:

@@ -168,6 +168,50 @@ class Use:
         where = graphs.places(self.graph, self.op.inputs[self.side], variable)
         return moved.reshape(-1)[np.argsort(where.ravel())].reshape(variable.shape)
 
+    def inputs(self, data: jax.Array) -> jax.Array:
+        """Brings what the contraction reads into `[rows, groups, inputs]`."""
+        if self.is_conv:
+            spec = self.op.params["dimension_numbers"].lhs_spec
+            return jnp.moveaxis(data, spec[1], -1).reshape(-1, self.layer.groups, self.layer.inputs)
+        axes = self._contracting[0]
+        moved = jnp.moveaxis(data, axes, range(data.ndim - len(axes), data.ndim))
+        return moved.reshape(-1, 1, self.layer.inputs)
+
+    def outputs(self, output: jax.Array) -> jax.Array:
+        """Brings what the contraction puts out into `[rows, groups, outputs]`."""
+        if self.is_conv:
+            output = jnp.moveaxis(output, self.op.params["dimension_numbers"].out_spec[1], -1)
+        elif self.side == 0:  # the kernel's axes come first
+            free = len(self._free)
+            output = jnp.moveaxis(output, range(free), range(output.ndim - free, output.ndim))
+        return output.reshape(-1, self.layer.groups, self.layer.outputs)
+
+    def patches(self, data: jax.Array) -> jax.Array:
+        """Brings all that each output is computed from into `[rows, groups, taps * inputs]`.
+
+        Taps come first, as in `weights`; padding is zeros.
+        """
+        if not self.is_conv:
+            return self.inputs(data)
+        params, layer = self.op.params, self.layer
+        found = jax.lax.conv_general_dilated_patches(
+            data.transpose(params["dimension_numbers"].lhs_spec),
+            layer.window,
+            params["window_strides"],
+            params["padding"],
+            lhs_dilation=params["lhs_dilation"],
+            rhs_dilation=params["rhs_dilation"],
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        split = found.reshape(
+            data.shape[params["dimension_numbers"].lhs_spec[0]],
+            layer.groups,
+            layer.inputs,
+            layer.taps,
+            -1,
+        )
+        return split.transpose(0, 4, 1, 3, 2).reshape(-1, layer.groups, layer.taps * layer.inputs)
+
     def run(
         self, plan: Sequence[Factor], factors: Sequence[jax.Array], data: jax.Array
     ) -> jax.Array:
