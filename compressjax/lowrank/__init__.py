@@ -4,6 +4,9 @@ How a layer is decomposed (`methods`), how many ranks it keeps (`rank`) and what
 on data (`evidence`) are separate questions; `factorize` joins them.
 """
 
+from compressjax.lowrank.budget import macs as macs
+from compressjax.lowrank.budget import measured as measured
+from compressjax.lowrank.budget import params as params
 from compressjax.lowrank.evidence import observe as observe
 from compressjax.lowrank.factorize import Factored as Factored
 from compressjax.lowrank.factorize import Report as Report

@@ -151,7 +151,7 @@ def factorize(
         chains, new = build(ranks)
         return _spliced(fn, shapes[0], chains), new
 
-    ranks = of(rank)(Problem(cases, graph.macs, candidate))
+    ranks = of(rank)(Problem(cases, graph.macs, graph.num_params, candidate))
     kept = {path: own for path, own in ranks.items() if own is not None}
     stays.update({path: "it keeps its full rank" for path in cases if path not in kept})
     chains, new = build(kept)

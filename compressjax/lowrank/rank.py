@@ -72,11 +72,13 @@ class Problem:
     Attributes:
       cases: the layers by the path of their kernel.
       macs: multiply-accumulates of the whole function.
+      params: elements of its collection `params`, or of all its variables where there is none.
       build: makes a candidate: `build(ranks by path) -> (apply, variables)`.
     """
 
     cases: Mapping[str, Case]
     macs: int
+    params: int
     build: Callable[[Mapping[str, Ranks | None]], tuple[Callable[..., Any], Any]]
 
 
@@ -94,7 +96,7 @@ def each(choose: Callable[[Case], Ranks | None]) -> Rule:
       The rule.
 
     Example:
-      >>> each(lambda case: (1,))(Problem({}, 0, lambda ranks: (None, None)))
+      >>> each(lambda case: (1,))(Problem({}, 0, 0, lambda ranks: (None, None)))
       {}
     """
     return lambda problem: {path: choose(case) for path, case in problem.cases.items()}
@@ -110,7 +112,7 @@ def of(rank: Rank | Rule | Mapping[str, Rank | Rule]) -> Rule:
       The rule.
 
     Example:
-      >>> of(lambda problem: {})(Problem({}, 0, lambda ranks: (None, None)))
+      >>> of(lambda problem: {})(Problem({}, 0, 0, lambda ranks: (None, None)))
       {}
     """
     if isinstance(rank, Mapping):
@@ -180,7 +182,7 @@ def _exact(case: Case, rank: Rank) -> Ranks | None:
     return wanted
 
 
-def energy(part: float) -> Rule:
+def energy(part: float, *, round_to: int = 1) -> Rule:
     """Keeps the smallest ranks that hold a part of the energy of each layer.
 
     The energy is the sum of squared singular values: of the kernel, or, with moments, of what the
@@ -188,12 +190,13 @@ def energy(part: float) -> Rule:
 
     Args:
       part: of the energy, in (0, 1].
+      round_to: ranks go up to a multiple of this, where the layer has as many.
 
     Returns:
       The rule.
 
     Raises:
-      ValueError: if the part is out of range.
+      ValueError: if the part is out of range, or `round_to` under 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -205,11 +208,8 @@ def energy(part: float) -> Rule:
     """
     if not 0 < part <= 1:
         raise ValueError(f"energy is {part}, expected a part in (0, 1]")
-
-    def chosen(case: Case) -> Ranks | None:
-        return cheaper(case, tuple(_holding(values, part) for values in case.spectra))
-
-    return each(chosen)
+    check_multiple(round_to)
+    return each(lambda case: cheaper(case, holding(case, part, round_to)))
 
 
 def cheaper(case: Case, ranks: Ranks) -> Ranks | None:
@@ -233,6 +233,61 @@ def cheaper(case: Case, ranks: Ranks) -> Ranks | None:
     return ranks if costs[0] < costs[1] else None
 
 
-def _holding(values: np.ndarray, part: float) -> int:
-    held = np.cumsum(np.square(values))
-    return min(len(values), 1 + int(np.searchsorted(held, part * held[-1] * (1 - 1e-12))))
+def holding(case: Case, part: float, round_to: int) -> Ranks:
+    """Finds the smallest ranks that hold a part of a layer's energy.
+
+    Args:
+      case: the layer.
+      part: of the energy, in [0, 1].
+      round_to: ranks go up to a multiple of this, where the layer has as many.
+
+    Returns:
+      The ranks, at least 1.
+
+    Example:
+      >>> from compressjax.lowrank.methods import svd
+      >>> layer = Layer('w', (), 3, 3, 1, (((1,), (1,)),))
+      >>> case = Case(layer, svd(), np.diag([3.0, 2.0, 0.1])[None], None)
+      >>> holding(case, 0.5, 1), holding(case, 0.99, 1), holding(case, 0.5, 8)
+      ((1,), (2,), (3,))
+    """
+    ranks = []
+    for values in case.spectra:
+        held = np.cumsum(np.square(values))
+        least = 1 + int(np.searchsorted(held, part * held[-1] * (1 - 1e-12)))
+        ranks.append(rounded(least, len(values), round_to))
+    return tuple(ranks)
+
+
+def rounded(rank: int, limit: int, round_to: int) -> int:
+    """Takes a rank up to a multiple, and down to what exists.
+
+    Args:
+      rank: the rank.
+      limit: the largest one.
+      round_to: the multiple.
+
+    Returns:
+      The rank.
+
+    Example:
+      >>> rounded(9, 64, 8), rounded(63, 62, 8)
+      (16, 62)
+    """
+    return min(limit, -(-rank // round_to) * round_to)
+
+
+def check_multiple(round_to: int) -> None:
+    """Refuses multiples that are none.
+
+    Args:
+      round_to: what ranks are multiples of.
+
+    Raises:
+      ValueError: if it is under 1.
+
+    Example:
+      >>> check_multiple(8)
+    """
+    if round_to < 1:
+        raise ValueError(f"round_to is {round_to}, expected at least 1")
