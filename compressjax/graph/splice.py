@@ -32,11 +32,13 @@ def splice(graph: Graph, parts: Mapping[Op, Part]) -> Graph:
       parts: what stands in for each of some of its operations; with outputs of the same shapes.
 
     Returns:
-      A graph with the same inputs and outputs. An operation of a part keeps its name if that is a
-      variable's path; otherwise the name of the operation that it stands in for comes before it.
+      A graph with the same inputs and outputs. Parts may share variables, by path. An operation of
+      a part keeps its name if that is a variable's path, numbered if it is taken; otherwise the
+      name of the operation that it stands in for comes before it.
 
     Raises:
-      ValueError: if a part's variable has the path of another one.
+      ValueError: if a part's variable has the path of one of the graph's, or two parts disagree in
+        a variable's shape.
 
     Example:
       >>> import numpy as np
@@ -54,6 +56,7 @@ def splice(graph: Graph, parts: Mapping[Op, Part]) -> Graph:
     new: dict[str, Value] = {}
     constants, links = dict(graph.constants), dict(graph.links)
     ends: dict[Value, Value] = {}
+    names = {op.name for op in graph.ops if op not in parts}
     for op in graph.ops:
         part = parts.get(op)
         if part is None:
@@ -61,15 +64,15 @@ def splice(graph: Graph, parts: Mapping[Op, Part]) -> Graph:
             continue
         known.update(zip(part.graph.inputs.values(), part.inputs, strict=True))
         for path, value in part.graph.variables.items():
-            if path in new or path in graph.variables:
+            known[value] = new.setdefault(path, value)
+            if path in graph.variables or known[value].shape != value.shape:
                 raise ValueError(f"{op.name}: its part has a variable at {path!r}, which is taken")
-            new[path] = value
         constants.update(part.graph.constants)
-        links.update(part.graph.links)
+        links.update({known.get(v, v): path for v, path in part.graph.links.items() if path in new})
         ops += [
             dataclasses.replace(
                 inner,
-                name=inner.name if inner.name.split("#")[0] in new else f"{op.name}/{inner.name}",
+                name=_unique(inner.name if inner.variables else f"{op.name}/{inner.name}", names),
                 inputs=tuple(known.get(value, value) for value in inner.inputs),
             )
             for inner in part.graph.ops
@@ -92,3 +95,13 @@ def splice(graph: Graph, parts: Mapping[Op, Part]) -> Graph:
         outputs=outputs,
         links={v: path for v, path in links.items() if path in variables or path in new},
     )
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """The name, numbered if it is taken; it then is."""
+    base, order = name, 0
+    while name in taken:
+        order += 1
+        name = f"{base}#{order}"
+    taken.add(name)
+    return name
