@@ -9,6 +9,7 @@ A row's inputs are arrays only; configuration is closed over. Row names are the 
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from compressjax.quant import grids, lattice
 from compressjax.quant.correction.adaround import Problem, choose
 from tests.support import (
     bits_oracles,
+    distill_oracles,
     equalize_oracles,
     grid_oracles,
     importance_oracles,
@@ -676,7 +678,134 @@ _DISTILLATION = [
         _logits,
         hinton_oracle,
     ),
+    stateless(
+        "distill-logits-regression",
+        distill.logits_regression,
+        lambda i: _logits(i)[:2],
+        distill_oracles.logits_regression,
+    ),
+    stateless(
+        "distill-decoupled",
+        lambda student, teacher, labels, temperature, alpha: distill.decoupled(
+            student, teacher, labels, temperature=temperature, alpha=alpha, beta=2.0
+        ),
+        _logits,
+        lambda *inputs: distill_oracles.decoupled(*inputs, 2.0),
+        rtol=1e-4,
+    ),
+    stateless(
+        "distill-virtual-teacher",
+        lambda labels, correct: distill.virtual_teacher(labels, 5, correct=correct),
+        lambda i: (_logits(i)[2], np.float32(0.9 + 0.02 * i)),
+        lambda labels, correct: distill_oracles.virtual_teacher(labels, 5, correct),
+    ),
+    stateless(
+        "distill-hint",
+        lambda adapter, student, teacher: distill.hint(distill.adapt(adapter, student), teacher),
+        lambda i: (_adapter(i), *_feature_maps(i)),
+        lambda adapter, student, teacher: distill_oracles.hint(
+            np.float64(student) @ adapter["kernel"] + adapter["bias"], teacher
+        ),
+    ),
+    stateless(
+        "distill-attention-transfer",
+        lambda student, teacher: distill.attention_transfer(student, teacher, power=2.0),
+        lambda i: _feature_maps(i),
+        lambda student, teacher: distill_oracles.attention_transfer(student, teacher, 2.0),
+    ),
+    *(
+        stateless(
+            f"distill-neuron-selectivity-{kernel}",
+            functools.partial(distill.neuron_selectivity, kernel=made),
+            lambda i: _feature_maps(i),
+            functools.partial(distill_oracles.neuron_selectivity, kernel=kernel),
+        )
+        for kernel, made in {
+            "linear": distill.linear_kernel(),
+            "polynomial": distill.polynomial_kernel(),
+            "gaussian": distill.gaussian_kernel(),
+        }.items()
+    ),
+    *(
+        stateless(
+            f"distill-{name}",
+            lambda student, teacher, loss=loss: loss(student, teacher).mean(),
+            lambda i: _feature_maps(i),
+            oracle,
+        )
+        for name, loss, oracle in (
+            ("similarity", distill.similarity, distill_oracles.similarity),
+            (
+                "relational-distance",
+                distill.relational_distance,
+                distill_oracles.relational_distance,
+            ),
+            ("relational-angle", distill.relational_angle, distill_oracles.relational_angle),
+        )
+    ),
+    stateless(
+        "distill-ensemble",
+        lambda logits, weights, temperature: jax.nn.softmax(
+            distill.ensemble(logits, weights, temperature=temperature) / temperature
+        ),
+        lambda i: (_peers(i), np.array([1.0, 2.0, 0.5], np.float32), np.float32(1 + i)),
+        distill_oracles.ensemble,
+    ),
+    stateless(
+        "distill-mutual",
+        lambda logits, labels, temperature: distill.mutual(logits, labels, temperature=temperature),
+        lambda i: (_peers(i), _logits(i)[2], np.float32(1 + i)),
+        distill_oracles.mutual,
+    ),
+    Row(
+        name="distill-contrastive",
+        init=lambda *inputs: distill.init_bank(jax.random.key(0), 12, 5),
+        step=lambda bank, student, teacher, indices, seed: distill.contrastive(
+            student, teacher, indices, bank, jax.random.key(seed), negatives=6, temperature=0.5
+        ),
+        inputs=lambda i: _embeddings(i),
+        oracle=lambda history: _contrasted(history),
+        steps=3,
+        rtol=1e-4,
+        atol=1e-5,
+    ),
 ]
+
+
+def _feature_maps(i: int) -> Inputs:
+    """A student's and a teacher's maps, [B, H, W, C] and [B, H, W, D]."""
+    rng = np.random.default_rng(i)
+    return tuple(rng.normal(size=(5, 2, 3, c)).astype(np.float32) for c in (3, 4))
+
+
+def _adapter(i: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(100 + i)
+    shapes = {"kernel": (3, 4), "bias": (4,)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _peers(i: int) -> np.ndarray:
+    return np.random.default_rng(i).normal(scale=2, size=(3, 8, 5)).astype(np.float32)
+
+
+def _embeddings(i: int) -> Inputs:
+    rng = np.random.default_rng(i)
+    pair = rng.normal(size=(2, 4, 5))
+    pair /= np.linalg.norm(pair, axis=-1, keepdims=True)
+    indices = rng.choice(12, 4, replace=False).astype(np.int32)
+    return *pair.astype(np.float32), indices, np.int32(i)
+
+
+def _contrasted(history: Sequence[Inputs]) -> np.ndarray:
+    """The last loss, with the bank as the steps before left it."""
+    bank = [np.float64(x) for x in distill.init_bank(jax.random.key(0), 12, 5)]
+    for student, teacher, indices, seed in history:
+        drawn = np.asarray(jax.random.randint(jax.random.key(seed), (4, 6), 0, 12))
+        loss = distill_oracles.contrastive(student, teacher, tuple(bank), drawn, 0.5)
+        for old, new in zip(bank, (student, teacher), strict=True):
+            mixed = (old[indices] + new) / 2
+            old[indices] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return loss
 
 
 def _activations(i: int) -> Inputs:
