@@ -125,7 +125,7 @@ def contrastive(
         # log(1 - h) = log(K / N) - log(e + K / N)
         loss -= jnp.sum(jax.nn.log_sigmoid(ratio - scores / temperature), axis=1)
     rows = [
-        jnp.asarray(old).at[indices].set(_unit(momentum * old[indices] + (1 - momentum) * new))
+        old.at[indices].set(_unit(momentum * old[indices] + (1 - momentum) * new))
         for old, new in zip(bank, jax.lax.stop_gradient((student, teacher)), strict=True)
     ]
     return loss, Bank(*rows)

@@ -20,8 +20,9 @@ _BANK = distill.Bank(*np.random.default_rng(9).normal(size=(2, 7, 5)))
 
 
 def _contrast(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    bank = jax.tree.map(jnp.asarray, _BANK)
     return distill.contrastive(
-        student, teacher, jnp.arange(4), _BANK, jax.random.key(0), negatives=3, temperature=0.5
+        student, teacher, jnp.arange(4), bank, jax.random.key(0), negatives=3, temperature=0.5
     )[0]
 
 
