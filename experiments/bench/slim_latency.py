@@ -11,13 +11,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import app, flags
 
 import compressjax as cj
 from compressjax import models, slimming
+from experiments import networks
 from experiments.bench import options, parity, timing
 from experiments.bench.sparse_export import caller
 
@@ -55,18 +55,18 @@ def cases(pixels: int) -> dict[str, Case]:
     }
 
 
-def files(model: nn.Module, variables: Any, x: jax.Array) -> dict[str, bytes]:
+def files(apply: networks.Apply, variables: Any, x: jax.Array) -> dict[str, bytes]:
     """Exports a network with its batch norms folded.
 
     Args:
-      model: the network.
+      apply: the network, in evaluation mode.
       variables: its variables.
       x: one example, which the int8 file is calibrated with.
 
     Returns:
       The float and the int8 file.
     """
-    apply, folded = cj.fold_batch_norm(model.apply, variables, x)
+    apply, folded = cj.fold_batch_norm(apply, variables, x)
     q = cj.quantize(apply, cj.quant.int8())
     calibrated = q.calibrate(folded, [x], observer=cj.quant.min_max())
     return {
@@ -96,9 +96,9 @@ def measure(
     variables = parity.draw(abstract, seed=0)
     cut = cj.shrink(case.model.apply, variables, x, target=slimming.macs(macs), round_to=multiple)
     small = models.resize(case.model, cut.variables, cut.kept)
-    networks = {"dense": (case.model, variables), "shrunk": (small, cut.variables)}
-    graphs = {name: cj.trace(model.apply, v, x) for name, (model, v) in networks.items()}
-    made = {name: files(model, v, x) for name, (model, v) in networks.items()}
+    pairs = {"dense": (case.model.apply, variables), "shrunk": (small.apply, cut.variables)}
+    graphs = {name: cj.trace(apply, v, x) for name, (apply, v) in pairs.items()}
+    made = {name: files(apply, v, x) for name, (apply, v) in pairs.items()}
     found: dict[str, Any] = {
         "macs": {name: graph.macs for name, graph in graphs.items()},
         "parameters": {name: graph.num_params for name, graph in graphs.items()},
