@@ -48,6 +48,7 @@ def product(plan: Sequence[Factor], weights: Sequence[jnp.ndarray]) -> jnp.ndarr
     """
     whole: jnp.ndarray | None = None
     for factor, kernel in zip(plan, weights, strict=True):
+        kernel = jnp.asarray(kernel)
         *lead, inputs, outputs = kernel.shape
         if factor.groups > 1:
             split = kernel.reshape(*lead, 1, inputs, factor.groups, outputs // factor.groups)

@@ -132,7 +132,7 @@ def _by_path(rules: Mapping[str, Rank | Rule]) -> Rule:
             if callable(rank):
                 ranks.update(rank(dataclasses.replace(problem, cases=mine)))
             else:
-                ranks.update({path: _exact(case, rank) for path, case in mine.items()})
+                ranks.update({path: exact(case, rank) for path, case in mine.items()})
         return ranks
 
     return chosen
@@ -141,14 +141,14 @@ def _by_path(rules: Mapping[str, Rank | Rule]) -> Rule:
 def _everywhere(problem: Problem, rank: Rank) -> dict[str, Ranks | None]:
     """One rank for all layers; those that do not have as many stay whole."""
     if isinstance(rank, float):
-        return {path: _exact(case, rank) for path, case in problem.cases.items()}
+        return {path: exact(case, rank) for path, case in problem.cases.items()}
     ranks = {
-        path: _exact(case, rank) if _exists(case, rank) else None
+        path: exact(case, rank) if _exists(case, rank) else None
         for path, case in problem.cases.items()
     }
     if problem.cases and all(chosen is None for chosen in ranks.values()):
         largest = max(problem.cases.values(), key=lambda case: max(case.limits))
-        _exact(largest, rank)  # says what is wrong
+        exact(largest, rank)  # says what is wrong
     return ranks
 
 
@@ -157,11 +157,24 @@ def _exists(case: Case, rank: Rank) -> bool:
     return not case.limits or max(wanted) <= max(case.limits)
 
 
-def _exact(case: Case, rank: Rank) -> Ranks | None:
+def exact(case: Case, rank: Rank) -> Ranks | None:
     """Reads the rank that is asked of one layer.
+
+    Args:
+      case: the layer.
+      rank: a whole number, a part of the full rank, or one number for each rank of the method.
+
+    Returns:
+      Its ranks; None for None, which leaves it whole.
 
     Raises:
       ValueError: if it is out of range.
+
+    Example:
+      >>> from compressjax.lowrank.methods import svd
+      >>> layer = Layer('w', (), 8, 8, 1, (((1,), (1,)),))
+      >>> exact(Case(layer, svd(), np.ones((1, 8, 8)), None), 0.25)
+      (2,)
     """
     limits, where = case.limits, f"rank of {case.layer.path} ({case.method.name})"
     if rank is None or not limits:

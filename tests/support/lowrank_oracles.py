@@ -1,6 +1,9 @@
 """Low-rank decompositions in NumPy, float64, written from the papers; no code of the library."""
 
+import itertools
+
 import numpy as np
+import scipy.optimize
 
 
 def patches(x, window, *, strides, pads, dilation, groups):
@@ -25,3 +28,54 @@ def truncated(matrix, rank):
     """The closest matrix of a rank: Eckart and Young (1936)."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def variational_minimum(value, rows, columns):
+    """Twice the free energy that one component adds, noise variance 1, at its best parameters.
+
+    Nakajima et al. (2013): the posteriors of both sides are normal with means a, b and variances
+    s, t, their priors have the variances c and d; all of them are minimised over, c = d without
+    loss. A component that is switched off adds 0.
+    """
+
+    def energy(logs):
+        a, b, s, t, c = np.exp(logs)
+        left, right = a**2 + columns * s, b**2 + rows * t
+        return (
+            columns * np.log(c / s)
+            + rows * np.log(c / t)
+            - rows
+            - columns
+            + (left + right) / c
+            - 2 * a * b * value
+            + left * right
+        )
+
+    root = np.sqrt(value)
+    scale = 1 / (value + 1)
+    starts = [
+        np.log([part * root, part * root, scale, scale, value / rows]) for part in (0.7, 0.95)
+    ]
+    found = [
+        scipy.optimize.minimize(energy, start, method="Nelder-Mead",
+                                options={"maxiter": 4000, "xatol": 1e-7, "fatol": 1e-9})
+        for start in starts
+    ]  # fmt: skip
+    return min(result.fun for result in found)
+
+
+def cheapest(scan, costs, limit):
+    """The smallest sum of losses whose cost is within a part of the whole, by trying all."""
+    options = []
+    for path, (whole, cost) in costs.items():
+        mine = [(0.0, whole)]
+        for ranks, score in zip(scan.ranks[path], scan.scores[path], strict=True):
+            mine.append((scan.whole - score, cost(ranks[0])))
+        options.append(mine)
+    most = limit * sum(whole for whole, _ in costs.values())
+    sums = [
+        sum(loss for loss, _ in chosen)
+        for chosen in itertools.product(*options)
+        if sum(cost for _, cost in chosen) <= most
+    ]
+    return min(sums)

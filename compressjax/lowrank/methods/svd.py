@@ -83,4 +83,5 @@ def _directions(
     matrix = weights.reshape(layer.groups, math.prod(weights.shape[1:-1]), layer.outputs)
     square = matrix.swapaxes(1, 2) @ matrix if moments is None else moments.outputs
     values, vectors = np.linalg.eigh(square)
-    return np.maximum(values[:, ::-1], 0.0), vectors[..., ::-1]
+    # BLAS wants no steps of -1.
+    return np.maximum(values[:, ::-1], 0.0), np.ascontiguousarray(vectors[..., ::-1])

@@ -9,6 +9,7 @@ import numpy as np
 from compressjax.lowrank.factors import Factor
 from compressjax.lowrank.layers import Layer
 from compressjax.lowrank.methods.base import Method, Moments, Ranks
+from compressjax.lowrank.methods.whitening import whitened
 
 
 def tucker2() -> Method:
@@ -56,7 +57,7 @@ def _plan(layer: Layer, ranks: Ranks) -> tuple[Factor, ...]:
 
 
 def _spectra(layer: Layer, weights: np.ndarray, moments: Moments | None) -> tuple[np.ndarray, ...]:
-    tensor, _ = _whitened(layer, weights, moments)
+    tensor, _ = whitened(layer, weights, moments)
     return tuple(_together(np.linalg.eigvalsh(_gram(tensor, side))) for side in (0, 1))
 
 
@@ -67,7 +68,7 @@ def _together(values: np.ndarray) -> np.ndarray:
 def _factors(
     layer: Layer, weights: np.ndarray, ranks: Ranks, moments: Moments | None
 ) -> list[np.ndarray]:
-    tensor, back = _whitened(layer, weights, moments)
+    tensor, back = whitened(layer, weights, moments)
     inner, outer = ranks
     ins = _leading(tensor, 0, inner)
     outs = _leading(tensor, 1, outer)
@@ -89,20 +90,6 @@ def _factors(
     ]
 
 
-def _whitened(
-    layer: Layer, weights: np.ndarray, moments: Moments | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """`[G, taps, I, O]` as it acts on inputs that are alike, and the way back to the real ones."""
-    tensor = weights.reshape(layer.groups, layer.taps, layer.inputs, layer.outputs)
-    if moments is None:
-        return tensor, np.broadcast_to(np.eye(layer.inputs), (layer.groups, *(layer.inputs,) * 2))
-    values, vectors = np.linalg.eigh(moments.inputs)
-    floor = 1e-6 * np.maximum(values[:, -1:], 1e-300)
-    roots = np.sqrt(np.maximum(values, floor))[:, None]
-    forth = (vectors * roots) @ vectors.swapaxes(1, 2)
-    return forth[:, None] @ tensor, (vectors / roots) @ vectors.swapaxes(1, 2)
-
-
 def _gram(tensor: np.ndarray, side: int) -> np.ndarray:
     """Sums of products of inputs (0) or of outputs (1), `[G, C, C]`, of `[G, taps, I, O]`."""
     order = (0, 2, 1, 3) if side == 0 else (0, 3, 1, 2)
@@ -114,4 +101,4 @@ def _gram(tensor: np.ndarray, side: int) -> np.ndarray:
 def _leading(tensor: np.ndarray, side: int, rank: int) -> np.ndarray:
     """The directions of inputs or outputs that hold most, `[G, C, rank]`."""
     _, vectors = np.linalg.eigh(_gram(tensor, side))
-    return vectors[..., ::-1][..., :rank]
+    return np.ascontiguousarray(vectors[..., ::-1][..., :rank])  # BLAS wants no steps of -1
