@@ -329,6 +329,7 @@ def _merged(
 def _error(use: Use, chain: _Chain, weights: np.ndarray, variables: Any) -> float:
     """What the factors lose of the kernel, as a part of it."""
     leaves = tree.paths(variables)
-    whole = use.weights(np.asarray(use.merged(chain.plan, [leaves[p] for p in chain.paths])))
+    factors = [np.asarray(leaves[path], np.float32) for path in chain.paths]
+    whole = use.weights(use.merged(chain.plan, factors))  # in NumPy: nothing is compiled
     size = float(np.linalg.norm(weights))
     return float(np.linalg.norm(weights - whole)) / size if size else 0.0

@@ -5,9 +5,12 @@ follow from that alone.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import jax.numpy as jnp
+import jax
+import numpy as np
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 class Factor(NamedTuple):
@@ -28,7 +31,7 @@ class Factor(NamedTuple):
     groups: int = 1
 
 
-def product(plan: Sequence[Factor], weights: Sequence[jnp.ndarray]) -> jnp.ndarray:
+def product(plan: Sequence[Factor], weights: Sequence[Array]) -> Array:
     """Multiplies a chain of layers into the one layer that computes the same.
 
     Args:
@@ -36,26 +39,25 @@ def product(plan: Sequence[Factor], weights: Sequence[jnp.ndarray]) -> jnp.ndarr
       weights: of each, `[..., *window, inputs of one of its groups, outputs]`.
 
     Returns:
-      `[..., *window, inputs, outputs]`.
+      `[..., *window, inputs, outputs]`; of NumPy's arrays in NumPy.
 
     Raises:
       ValueError: if there are none.
 
     Example:
       >>> plan = [Factor('down', (1, 2, 1)), Factor('up', (3, 1, 2), axes=(0,))]
-      >>> product(plan, [jnp.ones((1, 2, 1)), 2 * jnp.ones((3, 1, 2))]).shape
+      >>> product(plan, [np.ones((1, 2, 1)), 2 * np.ones((3, 1, 2))]).shape
       (3, 2, 2)
     """
-    whole: jnp.ndarray | None = None
+    whole: Array | None = None
     for factor, kernel in zip(plan, weights, strict=True):
-        kernel = jnp.asarray(kernel)
         *lead, inputs, outputs = kernel.shape
         if factor.groups > 1:
             split = kernel.reshape(*lead, 1, inputs, factor.groups, outputs // factor.groups)
-            eye = jnp.eye(factor.groups, dtype=kernel.dtype)
+            eye = np.eye(factor.groups, dtype=kernel.dtype)
             blocks = split * eye.reshape(*(1 for _ in lead), factor.groups, 1, factor.groups, 1)
             kernel = blocks.reshape(*lead, factor.groups * inputs, outputs)
-        whole = kernel if whole is None else jnp.matmul(whole, kernel)
+        whole = kernel if whole is None else whole @ kernel
     if whole is None:
         raise ValueError("a chain has at least one layer")
     return whole

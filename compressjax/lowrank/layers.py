@@ -17,7 +17,7 @@ import numpy as np
 
 from compressjax import graph as graphs
 from compressjax.graph import Graph, Op, Value
-from compressjax.lowrank.factors import Factor, product
+from compressjax.lowrank.factors import Array, Factor, product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +149,15 @@ class Use:
         first = first.reshape(*(kernel[i] for i in self._contracting[1]), -1)
         return [first, *middle, last.reshape(-1, *(kernel[i] for i in self._free))]
 
-    def merged(self, plan: Sequence[Factor], factors: Sequence[jax.Array]) -> jax.Array:
+    def merged(self, plan: Sequence[Factor], factors: Sequence[Array]) -> Array:
         """Multiplies factors, as `stored` shapes them, back into the variable: float, its shape."""
         layer, operand = self.layer, self.op.inputs[self.side].shape
         if self.is_conv:
             split = [x.reshape(*x.shape[:-1], layer.groups, -1) for x in factors]
-            whole = product(plan, [jnp.moveaxis(x, -2, 0) for x in split])
-            ordered = jnp.moveaxis(whole, 0, -2).reshape(*layer.window, layer.inputs, -1)
+            axes = range(len(layer.window) + 1)
+            whole = product(plan, [x.transpose(x.ndim - 2, *axes, x.ndim - 1) for x in split])
+            moved = whole.transpose(*(i + 1 for i in axes), 0, whole.ndim - 1)
+            ordered = moved.reshape(*layer.window, layer.inputs, -1)
             out, into, *taps = self.op.params["dimension_numbers"].rhs_spec
             order = (*taps, into, out)
         else:
@@ -163,7 +165,7 @@ class Use:
             flat = [first.reshape(layer.inputs, -1), *middle, last.reshape(-1, layer.outputs)]
             order = (*self._contracting[1], *self._free)
             ordered = product(plan, flat).reshape([operand[i] for i in order])
-        moved = ordered.transpose(np.argsort(order))
+        moved = ordered.transpose(*(int(i) for i in np.argsort(order)))
         variable = self.graph.variables[self.path]
         where = graphs.places(self.graph, self.op.inputs[self.side], variable)
         return moved.reshape(-1)[np.argsort(where.ravel())].reshape(variable.shape)

@@ -17,10 +17,11 @@ def tucker2() -> Method:
 
     Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
     Applications" (2016), by higher-order orthogonal iteration (De Lathauwer et al., "On the Best
-    Rank-1 and Rank-(R1, R2, ..., RN) Approximation of Higher-Order Tensors", 2000), on symmetric
-    eigenproblems of the size of the channels: it takes seconds for a whole network where a general
-    decomposition of the unfolded kernels takes minutes. With moments, inputs count as much as they
-    were seen to vary together; what they do at different taps is taken as unrelated.
+    Rank-1 and Rank-(R1, R2, ..., RN) Approximation of Higher-Order Tensors", 2000), from symmetric
+    eigenproblems of the size of the channels and by steps of orthogonal iteration: it takes seconds
+    for a whole network where a general decomposition of the unfolded kernels takes minutes. With
+    moments, inputs count as much as they were seen to vary together; what they do at different
+    taps is taken as unrelated.
 
     Returns:
       The method. Its ranks are those of the inputs and of the outputs; a side that keeps its full
@@ -74,8 +75,8 @@ def _factors(
     outs = _leading(tensor, 1, outer)
     if inner < layer.inputs and outer < layer.outputs:
         for _ in range(_SWEEPS):
-            ins = _leading(tensor @ outs[:, None], 0, inner)
-            outs = _leading(ins[:, None].swapaxes(2, 3) @ tensor, 1, outer)
+            ins = _turned(tensor @ outs[:, None], 0, ins)
+            outs = _turned(ins[:, None].swapaxes(2, 3) @ tensor, 1, outs)
     lead = (layer.groups, *(1 for _ in layer.window))
     down, up = back @ ins, outs.swapaxes(1, 2)
     core = ins[:, None].swapaxes(2, 3) @ tensor @ outs[:, None]
@@ -90,11 +91,24 @@ def _factors(
     ]
 
 
+def _turned(tensor: np.ndarray, side: int, directions: np.ndarray) -> np.ndarray:
+    """Turns directions towards those that hold most: a step of orthogonal iteration.
+
+    A step costs far less than eigenvectors, which the next sweep would only start from again.
+    """
+    flat = _unfolded(tensor, side)
+    return np.linalg.qr(flat @ (flat.swapaxes(1, 2) @ directions))[0]
+
+
+def _unfolded(tensor: np.ndarray, side: int) -> np.ndarray:
+    """`[G, taps, I, O]` as a matrix of inputs (0) or outputs (1) and all else, `[G, C, -1]`."""
+    moved = tensor.transpose((0, 2, 1, 3) if side == 0 else (0, 3, 1, 2))
+    return moved.reshape(*moved.shape[:2], -1)
+
+
 def _gram(tensor: np.ndarray, side: int) -> np.ndarray:
-    """Sums of products of inputs (0) or of outputs (1), `[G, C, C]`, of `[G, taps, I, O]`."""
-    order = (0, 2, 1, 3) if side == 0 else (0, 3, 1, 2)
-    moved = tensor.transpose(order)
-    flat = moved.reshape(*moved.shape[:2], -1)
+    """Sums of products of inputs (0) or of outputs (1), `[G, C, C]`."""
+    flat = _unfolded(tensor, side)
     return flat @ flat.swapaxes(1, 2)
 
 
