@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import compressjax as cj
-from compressjax import distill, pruning, quant, slimming
+from compressjax import distill, lowrank, pruning, quant, slimming
 from compressjax.quant import grids, lattice
 from compressjax.quant.correction.adaround import Problem, choose
 from tests.support import (
@@ -30,6 +30,7 @@ from tests.support import (
     equalize_oracles,
     grid_oracles,
     importance_oracles,
+    lowrank_oracles,
     mask_oracles,
     observer_oracles,
     penalty_layouts,
@@ -1491,11 +1492,29 @@ _PENALTIES = [
     ),
 ]
 
+_LOW_RANK = (
+    stateless(
+        "factors-product",
+        lambda *weights: lowrank.factors.product(
+            lowrank.cp().plan(
+                lowrank.layers.Layer("w", (3, 2), 4, 6, 1, (((1, 5, 5), (1, 5, 5)),)), (3,)
+            ),
+            weights,
+        ),
+        lambda i: tuple(
+            np.random.default_rng(i).normal(size=shape).astype("f")
+            for shape in ((1, 1, 4, 3), (3, 2, 1, 3), (1, 1, 3, 6))
+        ),
+        lowrank_oracles.chain,
+    ),
+)
+
 ROWS: tuple[Row, ...] = (
     *_PRUNING,
     *_SPARSE_TRAINING,
     *_SCORES,
     *_DISTILLATION,
+    *_LOW_RANK,
     *_QUANTIZATION,
     *_BITS,
     *_GRIDS,

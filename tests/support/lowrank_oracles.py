@@ -79,3 +79,13 @@ def cheapest(scan, costs, limit):
         if sum(cost for _, cost in chosen) <= most
     ]
     return min(sums)
+
+
+def chain(down, window, up):
+    """1x1, a depthwise window, 1x1 as one kernel `[H, W, I, O]`, product by product."""
+    whole = np.zeros((*window.shape[:2], down.shape[2], up.shape[3]))
+    for rank in range(down.shape[3]):
+        taps = np.asarray(window, np.float64)[:, :, 0, rank]
+        pair = np.outer(down[0, 0, :, rank], up[0, 0, rank])
+        whole += taps[:, :, None, None] * pair
+    return whole
