@@ -10,21 +10,37 @@ from compressjax.training.fit import Schedule, fit
 from compressjax.training.loop import TrainState, init_state, make_epoch, steps_per_epoch
 from compressjax.training.losses import Forward, distilled, from_apply, supervised
 from compressjax.training.metrics import MetricsWriter, read_metrics
+from compressjax.training.teacher import (
+    CacheMismatchError,
+    DamagedCacheError,
+    Targets,
+    Views,
+    cache_logits,
+    distilled_from_cache,
+    load_logits,
+)
 
 __all__ = [
+    "CacheMismatchError",
     "CheckpointMismatchError",
     "Checkpoints",
+    "DamagedCacheError",
     "DamagedCheckpointError",
     "Forward",
     "MetricsWriter",
     "Schedule",
     "Score",
+    "Targets",
     "TrainState",
+    "Views",
+    "cache_logits",
     "distilled",
+    "distilled_from_cache",
     "evaluate",
     "fit",
     "from_apply",
     "init_state",
+    "load_logits",
     "make_epoch",
     "read_metrics",
     "steps_per_epoch",

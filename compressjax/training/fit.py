@@ -6,7 +6,7 @@
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import tqdm
@@ -35,7 +35,7 @@ def fit(
     state: TrainState,
     epoch_fn: EpochFn,
     images: jax.Array,
-    labels: jax.Array,
+    labels: Any,
     schedule: Schedule,
     *,
     directory: _atomic.PathLike,
@@ -51,7 +51,7 @@ def fit(
       state: a fresh state (`init_state`); only its structure is used when there is a checkpoint.
       epoch_fn: from `make_epoch`.
       images: [N, ...] on the device.
-      labels: [N] on the device.
+      labels: [N] on the device, or whatever else `epoch_fn` takes for them.
       schedule: epochs and how often to save.
       directory: gets `checkpoints/`, `metrics.jsonl` and TensorBoard event files.
       score: `variables -> figures`, for instance the accuracy on held-out images.

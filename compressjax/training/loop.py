@@ -27,8 +27,9 @@ from compressjax.data import epoch_indices
 Variables = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+Draw = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 LossFn = Callable[
-    [Variables, jax.Array, jax.Array, jax.Array], tuple[jax.Array, tuple[Variables, Metrics]]
+    [Variables, jax.Array, Any, jax.Array], tuple[jax.Array, tuple[Variables, Metrics]]
 ]
 
 
@@ -48,7 +49,7 @@ class TrainState(NamedTuple):
     rng: jax.Array
 
 
-EpochFn = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+EpochFn = Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]
 
 
 def init_state(
@@ -94,6 +95,7 @@ def make_epoch(
     *,
     batch_size: int,
     augment: Augment | None = None,
+    draw: Draw | None = None,
     scan: bool | None = None,
 ) -> EpochFn:
     """Make a function that trains one epoch.
@@ -108,15 +110,21 @@ def make_epoch(
       tx: an optax transformation over `variables['params']`.
       batch_size: images a step.
       augment: `(rng, images [B, ...]) -> x [B, ...]`, run inside jit; None passes images on.
+      draw: `(rng, epoch [], rows [B], images [N, ...], labels) -> (x [B, ...], labels)`, run inside
+        jit in place of `augment`, for batches that depend on the examples and the epoch they are
+        drawn in (`teacher.Views.draw`); `epoch` counts from 0. None takes those rows of the images
+        and of every leaf of the labels.
       scan: compile the epoch as one scan (True) or one step (False); the steps are the same up to
         float rounding. None scans unless the default backend is the CPU.
 
     Returns:
-      `(state, images [N, ...], labels [N]) -> (state, metrics)`; `metrics` are means over the
-      epoch's steps: those of `loss_fn`, and `loss` and `grad_norm`.
+      `(state, images [N, ...], labels) -> (state, metrics)`; `labels` are [N], or a pytree of such
+      arrays, or what `draw` takes; `metrics` are means over the epoch's steps: those of `loss_fn`,
+      and `loss` and `grad_norm`.
 
     Raises:
-      ValueError: when called, the set is smaller than one batch.
+      ValueError: both `augment` and `draw` are given; when called, the set is smaller than one
+        batch.
 
     Example:
       >>> def loss_fn(variables, x, labels, rng):
@@ -129,11 +137,16 @@ def make_epoch(
       (2, ['grad_norm', 'loss'])
     """
 
+    if augment is not None and draw is not None:
+        raise ValueError("make_epoch takes augment or draw, not both: let draw augment its images.")
+    drawing = _rows(augment) if draw is None else draw
+
     def train_step(
-        state: TrainState, x: jax.Array, labels: jax.Array, rng: jax.Array
+        state: TrainState, images: jax.Array, labels: Any, rows: jax.Array, rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
         augment_rng, loss_rng = jax.random.split(jax.random.fold_in(rng, state.step))
-        x = x if augment is None else augment(augment_rng, x)
+        epoch = state.step // steps_per_epoch(images.shape[0], batch_size)
+        x, labels = drawing(augment_rng, epoch, rows, images, labels)
 
         def of_params(params: Any) -> tuple[jax.Array, tuple[Variables, Metrics]]:
             return loss_fn({**state.variables, "params": params}, x, labels, loss_rng)
@@ -157,14 +170,11 @@ def make_epoch(
         rng = jax.random.fold_in(order_rng, done)
         return epoch_indices(rng, num_examples, batch_size), step_rng
 
-    def scanned(
-        state: TrainState, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        chex.assert_equal_shape_prefix([images, labels], 1)
+    def scanned(state: TrainState, images: jax.Array, labels: Any) -> tuple[TrainState, Metrics]:
         order, step_rng = orders(state, images.shape[0])
 
         def body(state: TrainState, rows: jax.Array) -> tuple[TrainState, Metrics]:
-            return train_step(state, images[rows], labels[rows], step_rng)
+            return train_step(state, images, labels, rows, step_rng)
 
         state, metrics = jax.lax.scan(body, state, order)
         return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
@@ -172,20 +182,17 @@ def make_epoch(
     def one_step(
         state: TrainState,
         images: jax.Array,
-        labels: jax.Array,
+        labels: Any,
         order: jax.Array,
         row: jax.Array,
         rng: jax.Array,
     ) -> tuple[TrainState, Metrics]:
-        chex.assert_equal_shape_prefix([images, labels], 1)
-        return train_step(state, images[order[row]], labels[order[row]], rng)
+        return train_step(state, images, labels, order[row], rng)
 
     jitted_orders = jax.jit(orders, static_argnums=1)
     jitted_step = jax.jit(one_step, donate_argnums=0)
 
-    def stepped(
-        state: TrainState, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def stepped(state: TrainState, images: jax.Array, labels: Any) -> tuple[TrainState, Metrics]:
         order, step_rng = jitted_orders(state, images.shape[0])
         history = []
         for row in range(order.shape[0]):
@@ -197,6 +204,20 @@ def make_epoch(
     if scan is None:
         scan = jax.default_backend() != "cpu"
     return jax.jit(scanned, donate_argnums=0) if scan else stepped
+
+
+def _rows(augment: Augment | None) -> Draw:
+    """Draw the rows themselves, augmented with the step's key."""
+
+    def draw(
+        rng: jax.Array, epoch: jax.Array, rows: jax.Array, images: jax.Array, labels: Any
+    ) -> tuple[jax.Array, Any]:
+        del epoch
+        chex.assert_equal_shape_prefix([images, *jax.tree.leaves(labels)], 1)
+        x, labels = jax.tree.map(lambda leaf: leaf[rows], (images, labels))
+        return x if augment is None else augment(rng, x), labels
+
+    return draw
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
