@@ -38,19 +38,19 @@ def rows(model: nn.Module) -> dict[str, dict[str, Any]]:
     """
     svd = lowrank.svd()
     found: dict[str, dict[str, Any]] = {
-        "svd, half the ranks": {"method": svd},
-        "svd, energy 0.9": {"method": svd, "rank": lowrank.energy(0.9)},
-        "svd, half the MACs": {"method": svd, "rank": lowrank.macs(0.5)},
+        "svd at half the ranks": {"method": svd},
+        "svd at energy 0.9": {"method": svd, "rank": lowrank.energy(0.9)},
+        "svd at half the MACs": {"method": svd, "rank": lowrank.macs(0.5)},
     }
     if not isinstance(model, ViTB16):  # it has no windows that slide
         found |= {
-            "tucker2, half the ranks": {},
-            "tucker2, energy 0.9": {"rank": lowrank.energy(0.9)},
-            "tucker2, half the MACs": {"rank": lowrank.macs(0.5)},
-            "tucker2, vbmf": {"rank": lowrank.vbmf()},
-            "spatial, half the ranks": {"method": lowrank.spatial()},
-            "spatial, energy 0.9": {"method": lowrank.spatial(), "rank": lowrank.energy(0.9)},
-            "cp, 32 products": {"method": lowrank.cp(), "rank": 32},
+            "tucker2 at half the ranks": {},
+            "tucker2 at energy 0.9": {"rank": lowrank.energy(0.9)},
+            "tucker2 at half the MACs": {"rank": lowrank.macs(0.5)},
+            "tucker2 by vbmf": {"rank": lowrank.vbmf()},
+            "spatial at half the ranks": {"method": lowrank.spatial()},
+            "spatial at energy 0.9": {"method": lowrank.spatial(), "rank": lowrank.energy(0.9)},
+            "cp at 32 products": {"method": lowrank.cp(), "rank": 32},
         }
     return found
 

@@ -6,7 +6,7 @@ from experiments.bench import factorizing
 
 def test_rows_of_a_network_of_convolutions():
     model = models.ResNet8(num_classes=4, widths=(4, 4, 4))
-    named = ["svd, half the ranks", "tucker2, half the ranks"]
+    named = ["svd at half the ranks", "tucker2 at half the ranks"]
     assert set(named) < set(factorizing.rows(model))
     found = factorizing.measure(model, 8, named)
     assert list(found["rows"]) == named
