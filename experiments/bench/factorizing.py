@@ -6,8 +6,8 @@ ResNet-18 at 224x224 and ViT-B/16 with drawn weights, whose energy is spread as 
 the most work that a rule can have. Decompositions are NumPy on all processors, so seconds of all of
 them together stand beside elapsed ones, which is what other programs on the machine lengthen.
 Memory is what NumPy allocates on top of the variables, at its highest, over their bytes. CP is
-measured at a rank of 32: it stops after 50 rounds at any rank. Takes about four minutes on 2 CPU
-cores. Goal: ResNet-18 in 10 s on 2 CPU cores.
+measured at a rank of 32: it stops after 50 rounds at any rank. Goal: ResNet-18 in 10 s on 2 CPU
+cores.
 """
 
 from collections.abc import Mapping, Sequence
