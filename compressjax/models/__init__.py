@@ -5,10 +5,16 @@ All are called as `model.apply(variables, x, train)` with `x: [B, H, W, C]` floa
 `widths`, which `resize` finds for a shrunk one.
 """
 
+from compressjax.models.blocks import DepthwiseSeparable as DepthwiseSeparable
+from compressjax.models.blocks import GroupedBottleneck as GroupedBottleneck
+from compressjax.models.blocks import InvertedResidual as InvertedResidual
+from compressjax.models.blocks import SqueezeExcite as SqueezeExcite
+from compressjax.models.blocks import V3Block as V3Block
 from compressjax.models.mlp import MLP as MLP
 from compressjax.models.mobilenet import MobileNetV2 as MobileNetV2
 from compressjax.models.mobilenet import Widths as Widths
 from compressjax.models.mobilenet import mobilenet_widths as mobilenet_widths
+from compressjax.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from compressjax.models.mobilenet_v3 import MobileNetV3Small as MobileNetV3Small
 from compressjax.models.mobilenet_v3 import V3Widths as V3Widths
 from compressjax.models.mobilenet_v3 import mobilenet_v3_small_widths as mobilenet_v3_small_widths

@@ -4,7 +4,6 @@ The deep network of the zoo (52 convolutions and a dense layer), and the one who
 and linear bottlenecks are hard to quantize.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from compressjax.models._layers import conv_norm, resolve, round_to_8
+from compressjax.models.blocks import InvertedResidual
 from compressjax.models.resize import Shapes
 
 # Sandler et al. (2018), table 2: expansion, output channels and number of blocks of each stage.
@@ -64,35 +64,6 @@ def mobilenet_widths(multiplier: float) -> Widths:
             out.append(round_to_8(width * multiplier))
             last = out[-1]
     return Widths(stem, tuple(hidden), tuple(out), round_to_8(1280 * max(1.0, multiplier)))
-
-
-class InvertedResidual(nn.Module):
-    """Expands with a 1x1 convolution, filters depthwise, projects back with a linear 1x1.
-
-    Called with `x: [B, H, W, C]`; returns `[B, ceil(H / stride), ceil(W / stride), out]`.
-
-    Attributes:
-      hidden: channels of the depthwise convolution.
-      out: output channels.
-      stride: stride of the depthwise convolution.
-      expand: whether the first 1x1 convolution is there; without it `hidden` is C.
-      residual: whether the input is added to the output.
-    """
-
-    hidden: int
-    out: int
-    stride: int
-    expand: bool
-    residual: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns `[B, H', W', out]` of `x: [B, H, W, C]`."""
-        norm = functools.partial(conv_norm, train=train)
-        y = norm(x, self.hidden, activation=nn.relu6) if self.expand else x
-        y = norm(y, self.hidden, 3, self.stride, groups=self.hidden, activation=nn.relu6)
-        y = norm(y, self.out)
-        return x + y if self.residual else y
 
 
 class MobileNetV2(nn.Module):

@@ -4,7 +4,6 @@ What it has and `mobilenet` has not: products of two activations, of which one i
 functions (hard-swish, hard-sigmoid) that no convolution absorbs.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from compressjax.models._layers import conv_norm, resolve, round_to_8
+from compressjax.models.blocks import V3Block
 from compressjax.models.resize import Shapes
 
 
@@ -95,63 +95,6 @@ def mobilenet_v3_small_widths(multiplier: float) -> V3Widths:
         head=6 * out[-1],
         dense=round_to_8(1024 * max(1.0, multiplier)),
     )
-
-
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a number in [0, 1] that the means of all channels decide.
-
-    From Hu et al., "Squeeze-and-Excitation Networks" (2018), with the hard sigmoid of Howard et al.
-    (2019), section 5.3. Called with `x: [B, H, W, C]`; returns the same shape.
-
-    Attributes:
-      width: channels between its two 1x1 convolutions.
-    """
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `[B, H, W, C]` of `x: [B, H, W, C]`."""
-        y = x.mean(axis=(1, 2), keepdims=True)
-        y = nn.relu(nn.Conv(self.width, (1, 1))(y))
-        return x * nn.hard_sigmoid(nn.Conv(x.shape[-1], (1, 1))(y))
-
-
-class V3Block(nn.Module):
-    """An inverted residual with, possibly, squeeze-and-excitation after its depthwise convolution.
-
-    Called with `x: [B, H, W, C]`; returns `[B, ceil(H / stride), ceil(W / stride), out]`.
-
-    Attributes:
-      hidden: channels of the depthwise convolution.
-      squeeze: width of the squeeze-and-excitation; 0 for none.
-      out: output channels.
-      size: height and width of the depthwise kernel.
-      stride: stride of the depthwise convolution.
-      expand: whether the first 1x1 convolution is there; without it `hidden` is C.
-      residual: whether the input is added to the output.
-      hard_swish: which activation: hard-swish, or ReLU.
-    """
-
-    hidden: int
-    squeeze: int
-    out: int
-    size: int
-    stride: int
-    expand: bool
-    residual: bool
-    hard_swish: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns `[B, H', W', out]` of `x: [B, H, W, C]`."""
-        act = nn.hard_swish if self.hard_swish else nn.relu
-        norm = functools.partial(conv_norm, train=train)
-        y = norm(x, self.hidden, activation=act) if self.expand else x
-        y = norm(y, self.hidden, self.size, self.stride, groups=self.hidden, activation=act)
-        y = SqueezeExcite(self.squeeze)(y) if self.squeeze else y
-        y = norm(y, self.out)
-        return x + y if self.residual else y
 
 
 class MobileNetV3Small(nn.Module):

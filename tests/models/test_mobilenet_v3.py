@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compressjax.models import MobileNetV3Small, mobilenet_v3_small_widths
-from compressjax.models.mobilenet_v3 import SqueezeExcite
+from compressjax.models.blocks import SqueezeExcite
 
 
 def params_of(model, size=64):

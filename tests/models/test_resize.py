@@ -24,6 +24,7 @@ NETWORKS = {
     ),
     "vgg16": (models.VGG16(num_classes=5, widths=(*range(4, 17),), hidden=(9,)), (33, 8, 3)),
     "mobilenet": (models.MobileNetV2(num_classes=5, multiplier=0.1), (8, 8, 3)),
+    "mobilenet_v1": (models.MobileNetV1(num_classes=5, multiplier=0.02), (8, 8, 3)),
     "mobilenet_v3": (models.MobileNetV3Small(num_classes=5, multiplier=0.1), (8, 8, 3)),
     "preact": (models.PreActResNet(num_classes=5, multiplier=0.5), (8, 8, 3)),
     "preact_bottleneck": (
