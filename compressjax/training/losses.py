@@ -7,6 +7,7 @@ wrap a forward pass into the loss that `loop.make_epoch` takes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -80,19 +81,25 @@ def supervised(forward: Forward, *, label_smoothing: float = 0.0) -> LossFn:
 
 
 def distilled(
-    forward: Forward,
-    teacher: Callable[[jax.Array], jax.Array],
-    loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    forward: Callable[[Variables, jax.Array, jax.Array], tuple[Any, Variables]],
+    teacher: Callable[[jax.Array], Any],
+    loss: Callable[[Any, Any, jax.Array], jax.Array],
+    *,
+    logits: Callable[[Any], jax.Array] = lambda outputs: outputs,
 ) -> LossFn:
     """A student's loss against a fixed teacher that sees the same augmented images.
 
     Seeing the same crops matters: Beyer et al., "Knowledge distillation: A good teacher is patient
-    and consistent", 2022.
+    and consistent", 2022. Student and teacher may give more than logits, such as features from
+    inside them; an adapter between those is a part of the student's `params`, and `forward` applies
+    it.
 
     Args:
-      forward: the student, `(variables, x, rng) -> (logits [B, K], variables)`.
-      teacher: `x [B, ...] -> logits [B, K]`; no gradient flows into it.
-      loss: `(student_logits, teacher_logits, labels [B]) -> loss`, [] or [B]; the mean is taken.
+      forward: the student, `(variables, x, rng) -> (outputs, variables)`; outputs are logits
+        [B, K], or whatever `logits` finds them in.
+      teacher: `x [B, ...] -> outputs`, likewise; no gradient flows into it.
+      loss: `(student_outputs, teacher_outputs, labels [B]) -> loss`, [] or [B]; the mean is taken.
+      logits: `outputs -> logits [B, K]`, for the metrics.
 
     Returns:
       A loss for `make_epoch`, with the metrics `accuracy` and `teacher_accuracy`.
@@ -109,13 +116,13 @@ def distilled(
         variables: Variables, x: jax.Array, labels: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
         target = jax.lax.stop_gradient(teacher(x))
-        logits, variables = forward(variables, x, rng)
-        chex.assert_equal_shape([logits, target])
+        outputs, variables = forward(variables, x, rng)
+        chex.assert_equal_shape([logits(outputs), logits(target)])
         metrics = {
-            "accuracy": _accuracy(logits, labels),
-            "teacher_accuracy": _accuracy(target, labels),
+            "accuracy": _accuracy(logits(outputs), labels),
+            "teacher_accuracy": _accuracy(logits(target), labels),
         }
-        return jnp.mean(loss(logits, target, labels)), (variables, metrics)
+        return jnp.mean(loss(outputs, target, labels)), (variables, metrics)
 
     return loss_fn
 
