@@ -15,6 +15,7 @@ from compressjax.lowrank.factorize import factorize as factorize
 from compressjax.lowrank.methods import Method as Method
 from compressjax.lowrank.methods import Moments as Moments
 from compressjax.lowrank.methods import cp as cp
+from compressjax.lowrank.methods import separable as separable
 from compressjax.lowrank.methods import spatial as spatial
 from compressjax.lowrank.methods import svd as svd
 from compressjax.lowrank.methods import tucker2 as tucker2
