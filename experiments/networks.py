@@ -144,6 +144,33 @@ def shrunk(
     return Network(cut.apply, cut.transform(network.train)), cut.variables
 
 
+def factorized(
+    network: Network, variables: Variables, x: jax.Array, settings: Any
+) -> tuple[Network, Variables]:
+    """Replace layers by chains of thinner ones, in both modes, where a config asks for it.
+
+    Args:
+      network: as it is.
+      variables: whose singular values say which ranks go.
+      x: an example, [1, H, W, C].
+      settings: the section `factorize` of a config.
+
+    Returns:
+      The network with factors and its variables; as they are if `settings.macs` is 0.
+    """
+    if not settings.macs:
+        return network, variables
+    chains = cj.factorize(
+        network.apply,
+        variables,
+        x,
+        rank=cj.lowrank.macs(settings.macs, round_to=settings.round_to),
+        method=settings.method() if settings.method else None,
+        select=settings.select,
+    )
+    return Network(chains.apply, chains.transform(network.train)), chains.variables
+
+
 def keeping_zeros(forward: training.Forward, variables: Variables) -> training.Forward:
     """Hold the kernels' zeros at zero while training: they get no gradient.
 

@@ -110,11 +110,13 @@ def prune(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
 def _shrunk(config: Any, setup: Setup, inputs: Results) -> tuple[Network, Variables]:
     variables = networks.load(inputs["prune"].directory, setup.like)
-    return networks.shrunk(setup.dense, variables, setup.data.example, config.shrink)
+    x = setup.data.example
+    small, variables = networks.shrunk(setup.dense, variables, x, config.shrink)
+    return networks.factorized(small, variables, x, config.factorize)
 
 
 def shrink(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
-    """Cut whole channels out: smaller arrays, no training yet."""
+    """Cut whole channels out, and factorize what is left if asked to: no training yet."""
     setup = set_up(config)
     small, variables = _shrunk(config, setup, inputs)
     networks.save(directory, variables)
@@ -278,25 +280,27 @@ _BASE = ("seed", "data", "model")
 STAGES = (
     Stage("train", train, (*_BASE, "train"), ()),
     Stage("prune", prune, (*_BASE, "prune"), ("train",)),
-    Stage("shrink", shrink, (*_BASE, "shrink"), ("prune",)),
-    Stage("distil", distil, (*_BASE, "shrink", "distil"), ("train", "prune", "shrink")),
+    Stage("shrink", shrink, (*_BASE, "shrink", "factorize"), ("prune",)),
+    Stage(
+        "distil", distil, (*_BASE, "shrink", "factorize", "distil"), ("train", "prune", "shrink")
+    ),
     Stage(
         "quantize",
         quantize,
-        (*_BASE, "shrink", "quantize"),
+        (*_BASE, "shrink", "factorize", "quantize"),
         ("train", "prune", "distil"),
     ),
     Stage(
         "export",
         export,
-        (*_BASE, "shrink", "quantize", "export"),
+        (*_BASE, "shrink", "factorize", "quantize", "export"),
         ("train", "prune", "shrink", "distil", "quantize"),
         version=2,
     ),
     Stage(
         "verify",
         verify,
-        (*_BASE, "shrink", "quantize", "export"),
+        (*_BASE, "shrink", "factorize", "quantize", "export"),
         ("prune", "distil", "quantize", "export"),
     ),
     Stage("benchmark", benchmark, ("benchmark",), ("export",)),

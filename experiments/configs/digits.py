@@ -64,6 +64,14 @@ def get_config() -> ml_collections.ConfigDict:
             "ranking": slimming.per_group,
         }
     )
+    config.factorize = ml_collections.ConfigDict(
+        {
+            "macs": 0.0,  # if not 0, the part of the shrunk network's MACs to come down to
+            "round_to": 8,
+            "method": None,  # what `lowrank` has; None: SVD, and Tucker-2 for windows
+            "select": "**/kernel",
+        }
+    )
     config.distil = ml_collections.ConfigDict(
         {
             "epochs": 60,

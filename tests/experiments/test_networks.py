@@ -46,3 +46,19 @@ def test_a_cut_to_a_part_of_the_macs_by_scales_of_the_whole_network(dense):
     small, cut = networks.shrunk(network, variables, x, settings)
     whole = cj.trace(network.apply, variables, x).macs
     assert 0.3 * whole < cj.trace(small.apply, cut, x).macs <= 0.5 * whole
+
+
+def test_factors_in_both_modes_where_the_config_asks(dense):
+    _, network, variables, x = dense
+    settings = digits.get_config().factorize
+    same, kept = networks.factorized(network, variables, x, settings)
+    assert same is network and kept is variables
+    settings.update({"macs": 0.6, "round_to": 1})
+    small, factors = networks.factorized(network, variables, x, settings)
+    whole = cj.trace(network.apply, variables, x).macs
+    assert 0.3 * whole < cj.trace(small.apply, factors, x).macs <= 0.6 * whole
+    logits, statistics = small.train(factors, x)
+    assert logits.shape == (4, 10)
+    assert jax.tree.structure(statistics) == jax.tree.structure(
+        {"batch_stats": variables["batch_stats"]}
+    )
