@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from compressjax.distill._checks import check_number, check_temperature, features
+from compressjax.distill._arrays import check_number, check_temperature, features, unit
 from compressjax.distill.hints import Adapter, adapt
 
 
@@ -40,7 +40,7 @@ def init_bank(rng: jax.Array, num_examples: int, dim: int) -> Bank:
       >>> init_bank(jax.random.key(0), 100, 8).teacher.shape
       (100, 8)
     """
-    return Bank(*_unit(jax.random.normal(rng, (2, num_examples, dim))))
+    return Bank(*unit(jax.random.normal(rng, (2, num_examples, dim))))
 
 
 def embed(head: Adapter, x: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ def embed(head: Adapter, x: jax.Array) -> jax.Array:
       >>> print((5 * embed(head, jnp.array([[3.0, 4.0]]))).round())
       [[3. 4.]]
     """
-    return _unit(adapt(head, x.reshape(x.shape[0], -1)))
+    return unit(adapt(head, x.reshape(x.shape[0], -1)))
 
 
 def contrastive(
@@ -125,12 +125,7 @@ def contrastive(
         # log(1 - h) = log(K / N) - log(e + K / N)
         loss -= jnp.sum(jax.nn.log_sigmoid(ratio - scores / temperature), axis=1)
     rows = [
-        old.at[indices].set(_unit(momentum * old[indices] + (1 - momentum) * new))
+        old.at[indices].set(unit(momentum * old[indices] + (1 - momentum) * new))
         for old, new in zip(bank, jax.lax.stop_gradient((student, teacher)), strict=True)
     ]
     return loss, Bank(*rows)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from compressjax.distill._checks import features
+from compressjax.distill._arrays import features
 
 Adapter = dict[str, jax.Array]
 

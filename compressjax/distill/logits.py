@@ -5,8 +5,9 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from compressjax.distill._checks import (
+from compressjax.distill._arrays import (
     check_labels,
     check_logits,
     check_number,
@@ -49,7 +50,7 @@ def soft_targets(
     student = wide(student_logits)
     log_p = jax.nn.log_softmax(teacher / temperature)
     log_q = jax.nn.log_softmax(student / temperature)
-    return temperature**2 * _kl(log_p, log_q)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_q, log_p)
 
 
 def hinton(
@@ -87,8 +88,7 @@ def hinton(
     check_logits(student_logits, teacher_logits)
     check_number(alpha, "alpha", lambda a: (a >= 0) & (a <= 1), "in [0, 1]")
     check_labels(labels, student_logits.shape[0])
-    log_q = jax.nn.log_softmax(wide(student_logits))
-    hard = -jnp.take_along_axis(log_q, labels[:, None], axis=-1)[:, 0]
+    hard = optax.losses.softmax_cross_entropy_with_integer_labels(wide(student_logits), labels)
     soft = soft_targets(student_logits, teacher_logits, temperature)
     return alpha * soft + (1 - alpha) * hard
 
@@ -166,7 +166,9 @@ def decoupled(
     (log_p, others_p), (log_q, others_q) = (
         _split(logits, labels) for logits in (teacher, wide(student_logits) / temperature)
     )
-    return temperature**2 * (alpha * _kl(log_p, log_q) + beta * _kl(others_p, others_q))
+    divergence = optax.losses.kl_divergence_with_log_targets
+    target, others = divergence(log_q, log_p), divergence(others_q, others_p)
+    return temperature**2 * (alpha * target + beta * others)
 
 
 def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -177,10 +179,6 @@ def _split(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     others = jnp.take_along_axis(logits, order + (order >= column), axis=1)
     rest = jax.nn.logsumexp(others, axis=1, keepdims=True)
     return jax.nn.log_softmax(jnp.concatenate([true, rest], axis=1)), jax.nn.log_softmax(others)
-
-
-def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def virtual_teacher(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from compressjax.distill._checks import check_number, features, wide
+from compressjax.distill._arrays import check_number, features, unit, wide
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,7 +32,7 @@ def attention_map(x: jax.Array, power: float = 2.0) -> jax.Array:
       [[0.832 0.555]]
     """
     sums = jnp.sum(jnp.abs(wide(x)) ** power, axis=-1).reshape(x.shape[0], -1)
-    return _unit(sums)
+    return unit(sums)
 
 
 def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: float = 2.0) -> jax.Array:
@@ -143,8 +143,7 @@ def neuron_selectivity(
     """
     student, teacher = features(student, teacher, rank=3, same=slice(-1), what="positions")
     of_student, of_teacher = (
-        _unit(jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2))
-        for x in (student, teacher)
+        unit(jnp.moveaxis(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)) for x in (student, teacher)
     )
     chosen = kernel or polynomial_kernel()
     cross = of_teacher @ of_student.mT
@@ -154,10 +153,3 @@ def neuron_selectivity(
 
     within = mean(of_teacher @ of_teacher.mT) + mean(of_student @ of_student.mT)
     return within - 2.0 * mean(cross)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Scales the last axis to length 1; what is 0 stays, with no gradient."""
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = square > 0
-    return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)

@@ -6,8 +6,9 @@ its mean over the batch is what its paper defines.
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from compressjax.distill._checks import features
+from compressjax.distill._arrays import features, unit
 
 
 def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -33,7 +34,7 @@ def similarity(student: jax.Array, teacher: jax.Array) -> jax.Array:
       [0.293 0.293]
     """
     student, teacher = features(student, teacher, rank=2, same=slice(1), what="the batch")
-    rows = [_normalised(_flat(x) @ _flat(x).T) for x in (student, teacher)]
+    rows = [unit(_flat(x) @ _flat(x).T) for x in (student, teacher)]
     return jnp.sum(jnp.square(rows[0] - rows[1]), axis=1) / student.shape[0]
 
 
@@ -67,7 +68,7 @@ def relational_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
         _, length = _differences(_flat(x))
         mean = jnp.sum(length) / (batch * (batch - 1))
         ratios.append(length / jnp.where(mean > 0, mean, 1.0))
-    loss = jnp.where(pairs, _huber(ratios[0] - ratios[1]), 0.0)
+    loss = jnp.where(pairs, optax.losses.huber_loss(*ratios), 0.0)
     return jnp.sum(loss, axis=1) / (batch - 1)
 
 
@@ -103,7 +104,7 @@ def relational_angle(student: jax.Array, teacher: jax.Array) -> jax.Array:
         difference, length = _differences(_flat(x))
         unit = difference / jnp.where(length > 0, length, 1.0)[..., None]
         cosines.append(unit @ unit.mT)  # [corner, one, other]
-    loss = jnp.where(triples, _huber(cosines[0] - cosines[1]), 0.0)
+    loss = jnp.where(triples, optax.losses.huber_loss(*cosines), 0.0)
     return jnp.sum(loss, axis=(1, 2)) / ((batch - 1) * (batch - 2))
 
 
@@ -120,19 +121,8 @@ def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _normalised(rows: jax.Array) -> jax.Array:
-    square = jnp.sum(jnp.square(rows), axis=1, keepdims=True)
-    return rows * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
-
-
 def _differences(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of all pairs, [B, B, F], and their lengths, [B, B]; equal ones have no gradient."""
     difference = x[None] - x[:, None]
     square = jnp.sum(jnp.square(difference), axis=-1)
     return difference, jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-
-
-def _huber(x: jax.Array) -> jax.Array:
-    """`x**2 / 2` up to 1, `|x| - 1/2` beyond."""
-    size = jnp.abs(x)
-    return jnp.where(size <= 1.0, 0.5 * jnp.square(x), size - 0.5)

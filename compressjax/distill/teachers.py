@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from compressjax.distill._checks import check_labels, check_number, check_temperature, wide
+from compressjax.distill._arrays import check_labels, check_number, check_temperature, wide
 from compressjax.distill.logits import soft_targets
 
 Trained = TypeVar("Trained")
@@ -91,9 +92,8 @@ def mutual(
         raise ValueError(f"logits must be [K, B, C] of two or more students, found {logits.shape}")
     check_labels(labels, logits.shape[1])
     peers = logits.shape[0] - 1
-    log_q = jax.nn.log_softmax(wide(logits))
-    index = jnp.broadcast_to(labels[None, :, None], (*logits.shape[:2], 1))
-    hard = -jnp.take_along_axis(log_q, index, axis=-1)[..., 0]
+    everyone = jnp.broadcast_to(labels, logits.shape[:2])
+    hard = optax.losses.softmax_cross_entropy_with_integer_labels(wide(logits), everyone)
     rows = [
         sum(
             soft_targets(own, other, temperature)

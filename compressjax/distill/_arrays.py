@@ -1,4 +1,4 @@
-"""What every loss here asks of its arrays, said once."""
+"""What every loss here asks of its arrays and does to them, said once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -83,3 +83,10 @@ def features(
 def wide(x: jax.Array) -> jax.Array:
     """At least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scales the last axis to length 1; what is 0 stays, with no gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    some = square > 0
+    return jnp.where(some, x * jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)
