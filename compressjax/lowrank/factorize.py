@@ -56,7 +56,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{path}: {row.method}, rank {' and '.join(map(str, row.ranks)) or 'none'}, "
+            f"{path}: {row.method}, rank {' and '.join(map(str, row.ranks))}, "
             f"{row.macs[0]:,} -> {row.macs[1]:,} MACs, error {row.error:.3f}"
             for path, row in self.layers.items()
         ]
@@ -127,8 +127,9 @@ def factorize(
       The factorized function and its variables.
 
     Raises:
-      ValueError: if a glob matches nothing, a rank is out of range or above what exists, a method
-        cannot decompose a layer that it was given by name, or a kernel is not finite.
+      ValueError: if a glob matches nothing, a rank is out of range or above what exists, moments do
+        not fit, or a kernel is not finite. A layer that its method cannot decompose stays whole,
+        and the report says why.
 
     Example:
       >>> fn = lambda v, x: jax.nn.relu(x @ v['w'])

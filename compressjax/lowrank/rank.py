@@ -60,8 +60,7 @@ class Case:
 
     def params(self, ranks: Ranks | None) -> int:
         """Elements of the kernel at these ranks; of the layer as it is for None."""
-        whole = ranks is None
-        plan = [self.layer.whole] if whole else self.method.plan(self.layer, ranks or ())
+        plan = [self.layer.whole] if ranks is None else self.method.plan(self.layer, ranks)
         return self.layer.groups * sum(math.prod(factor.shape) for factor in plan)
 
 
@@ -83,7 +82,8 @@ class Problem:
 
 
 Rule = Callable[[Problem], Mapping[str, Ranks | None]]
-Rank = int | float | Sequence[int] | None
+Number = int | float | Sequence[int]
+Rank = Number | None
 
 
 def each(choose: Callable[[Case], Ranks | None]) -> Rule:
@@ -131,7 +131,7 @@ def _by_path(rules: Mapping[str, Rank | Rule]) -> Rule:
             mine = {p: case for p, case in problem.cases.items() if first[p] == number}
             if callable(rank):
                 ranks.update(rank(dataclasses.replace(problem, cases=mine)))
-            else:
+            elif rank is not None:
                 ranks.update({path: exact(case, rank) for path, case in mine.items()})
         return ranks
 
@@ -140,6 +140,8 @@ def _by_path(rules: Mapping[str, Rank | Rule]) -> Rule:
 
 def _everywhere(problem: Problem, rank: Rank) -> dict[str, Ranks | None]:
     """One rank for all layers; those that do not have as many stay whole."""
+    if rank is None:
+        return dict.fromkeys(problem.cases)
     if isinstance(rank, float):
         return {path: exact(case, rank) for path, case in problem.cases.items()}
     ranks = {
@@ -152,12 +154,12 @@ def _everywhere(problem: Problem, rank: Rank) -> dict[str, Ranks | None]:
     return ranks
 
 
-def _exists(case: Case, rank: Rank) -> bool:
-    wanted = rank if isinstance(rank, Sequence) else (rank or 0,)
-    return not case.limits or max(wanted) <= max(case.limits)
+def _exists(case: Case, rank: Number) -> bool:
+    wanted = rank if isinstance(rank, Sequence) else (rank,)
+    return max(wanted) <= max(case.limits)
 
 
-def exact(case: Case, rank: Rank) -> Ranks | None:
+def exact(case: Case, rank: Number) -> Ranks:
     """Reads the rank that is asked of one layer.
 
     Args:
@@ -165,7 +167,7 @@ def exact(case: Case, rank: Rank) -> Ranks | None:
       rank: a whole number, a part of the full rank, or one number for each rank of the method.
 
     Returns:
-      Its ranks; None for None, which leaves it whole.
+      Its ranks.
 
     Raises:
       ValueError: if it is out of range.
@@ -177,13 +179,11 @@ def exact(case: Case, rank: Rank) -> Ranks | None:
       (2,)
     """
     limits, where = case.limits, f"rank of {case.layer.path} ({case.method.name})"
-    if rank is None or not limits:
-        return None if rank is None else ()
     if isinstance(rank, float):
         if not 0 < rank <= 1:
             raise ValueError(f"{where} is {rank}, expected a part of the full rank in (0, 1]")
         return tuple(max(1, round(rank * limit)) for limit in limits)
-    if isinstance(rank, int):
+    if isinstance(rank, int | np.integer):
         wanted = tuple(min(rank, limit) for limit in limits) if rank <= max(limits) else (rank,)
     else:
         wanted = tuple(rank)

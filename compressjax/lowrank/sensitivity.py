@@ -90,9 +90,8 @@ def sensitivity(
     def probe(problem: Problem) -> dict[str, Ranks | None]:
         nothing: dict[str, Ranks | None] = dict.fromkeys(problem.cases)
         ranks = {
-            path: tuple(exact(case, part) or () for part in parts)
+            path: tuple(exact(case, float(part)) for part in parts)
             for path, case in problem.cases.items()
-            if case.limits
         }
         scores = {
             path: np.array(

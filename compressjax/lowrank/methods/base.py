@@ -36,7 +36,7 @@ class Method(NamedTuple):
     Attributes:
       name: for reports.
       refuses: `refuses(layer) -> reason`, empty where the layer can be decomposed.
-      limits: `limits(layer) -> ranks`, the largest ones that exist; none for a method without.
+      limits: `limits(layer) -> ranks`, the largest ones that exist, at least one number.
       plan: `plan(layer, ranks) -> factors`, their shapes.
       spectra: `spectra(layer, weights, moments) -> singular values`, one falling array for each
         rank, of the length of its limit, all groups together; None if the method has none.

@@ -9,6 +9,7 @@ import scipy.sparse.linalg
 
 from compressjax.lowrank.factors import Factor
 from compressjax.lowrank.layers import Layer
+from compressjax.lowrank.methods.balance import balance
 from compressjax.lowrank.methods.base import Method, Moments, Ranks
 
 _STEPS = 20  # of conjugate gradients in each sweep
@@ -150,13 +151,5 @@ def _fitted(
         operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=action, dtype=np.float64)
         better, _ = scipy.sparse.linalg.cg(operator, right, x0=filters.ravel(), maxiter=_STEPS)
         filters = better.reshape(filters.shape)
-    scale = np.sqrt(
-        np.divide(
-            np.linalg.norm(mixture, axis=2),
-            np.linalg.norm(filters, axis=0),
-            out=np.ones(mixture.shape[:2]),
-            where=np.linalg.norm(filters, axis=0) > 0,
-        )
-    )
-    scale = np.where(scale > 0, scale, 1.0)
+    scale = balance(np.linalg.norm(filters, axis=0), np.linalg.norm(mixture, axis=2))
     return filters * scale, mixture / scale[..., None]

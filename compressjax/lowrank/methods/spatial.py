@@ -8,6 +8,7 @@ import numpy as np
 
 from compressjax.lowrank.factors import Factor
 from compressjax.lowrank.layers import Layer
+from compressjax.lowrank.methods.balance import balance
 from compressjax.lowrank.methods.base import Method, Moments, Ranks
 from compressjax.lowrank.methods.whitening import whitened
 
@@ -72,9 +73,7 @@ def _factors(
         left, right = matrix @ leading, leading.swapaxes(1, 2)
     else:
         left, right = leading, leading.swapaxes(1, 2) @ matrix
-    sizes = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=2)
-    scale = np.sqrt(np.divide(sizes[1], sizes[0], out=np.ones_like(sizes[0]), where=sizes[0] > 0))
-    scale = np.where(scale > 0, scale, 1.0)
+    scale = balance(np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=2))
     vertical = back[:, None] @ (left * scale[:, None]).reshape(-1, rows, layer.inputs, rank)
     horizontal = (right / scale[..., None]).reshape(-1, rank, columns, layer.outputs)
     return [vertical[:, :, None], horizontal.swapaxes(1, 2)[:, None]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from compressjax.lowrank.factors import Factor
 from compressjax.lowrank.layers import Layer
+from compressjax.lowrank.methods.balance import balance
 from compressjax.lowrank.methods.base import Method, Moments, Ranks
 
 
@@ -67,12 +68,12 @@ def _factors(
     _, directions = _directions(layer, weights, moments)
     up = directions[..., : ranks[0]]
     down = weights.reshape(layer.groups, -1, layer.outputs) @ up
-    balance = np.sqrt(np.linalg.norm(down, axis=1, keepdims=True))
-    safe = np.where(balance > 0, balance, 1.0)
+    lengths = np.linalg.norm(down, axis=1, keepdims=True)
+    scale = balance(lengths, np.ones_like(lengths))
     window = (1,) * len(layer.window)
     return [
-        (down / safe).reshape(layer.groups, *layer.window, layer.inputs, ranks[0]),
-        (up * safe).swapaxes(1, 2).reshape(layer.groups, *window, ranks[0], layer.outputs),
+        (down * scale).reshape(layer.groups, *layer.window, layer.inputs, ranks[0]),
+        (up / scale).swapaxes(1, 2).reshape(layer.groups, *window, ranks[0], layer.outputs),
     ]
 
 
