@@ -14,6 +14,7 @@ from compressjax import tree
 from compressjax.graph.interpret import bind_arguments, evaluate
 from compressjax.graph.ir import Graph, Value
 from compressjax.graph.retrace import Retrace
+from compressjax.graph.trace import trace
 
 
 def capture(
@@ -40,7 +41,8 @@ def capture(
       >>> capture(fn, variables, np.ones((1, 1), 'f'), at='relu_0')
       {'relu_0': Array([[1., 0.]], dtype=float32)}
     """
-    graph, places = Retrace(fn, lambda graph: (graph, _places(graph, at)))(variables, *args)
+    graph = trace(fn, variables, *args)
+    places = _places(graph, at)
     values = evaluate(graph, list(places.values()), bind_arguments(graph, variables, *args))
     return dict(zip(places, values, strict=True))
 

@@ -102,7 +102,8 @@ def distilled(
       logits: `outputs -> logits [B, K]`, for the metrics.
 
     Returns:
-      A loss for `make_epoch`, with the metrics `accuracy` and `teacher_accuracy`.
+      A loss for `make_epoch`, with the metrics `accuracy` and `teacher_accuracy`. It raises
+      ValueError where the logits' shapes disagree.
 
     Example:
       >>> forward = from_apply(lambda variables, x: x @ variables['params'])
@@ -117,7 +118,12 @@ def distilled(
     ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
         target = jax.lax.stop_gradient(teacher(x))
         outputs, variables = forward(variables, x, rng)
-        chex.assert_equal_shape([logits(outputs), logits(target)])
+        found, expected = logits(outputs).shape, logits(target).shape
+        if found != expected:
+            raise ValueError(
+                f"student logits {found} and teacher logits {expected} disagree in [B, K]; both "
+                "must see the same batch and the same classes"
+            )
         metrics = {
             "accuracy": _accuracy(logits(outputs), labels),
             "teacher_accuracy": _accuracy(logits(target), labels),

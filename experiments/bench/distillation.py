@@ -204,22 +204,8 @@ def teachers(config: Any, workdir: pathlib.Path, data: networks.Data) -> dict[st
     Returns:
       The config's own network as `same`, and the other config's, if there is one, as `other`.
     """
-    network, init = networks.dense(config.model, data.num_classes)
-    variables = jax.jit(init)(fitting.key(config, "init"), data.example)
-    for folder, epochs, rate in (
-        ("dense", options.TRAIN_EPOCHS, options.TRAIN_RATE),
-        ("dense_tuned", options.FINETUNE_EPOCHS, options.FINETUNE_RATE),
-    ):
-        variables = trained.by_momentum(
-            config,
-            workdir / folder,
-            data=data,
-            loss_fn=training.supervised(network.forward),
-            variables=variables,
-            epochs=epochs.value,
-            rate=rate.value,
-        )
-    found = {"same": Teacher(network.apply, variables)}
+    same = trained.tuned(config, workdir, data)
+    found = {"same": Teacher(same.network.apply, same.variables)}
     if _OTHER.value is not None:
         other = trained.dense(_OTHER.value, _OTHER_WORKDIR.value)
         found["other"] = Teacher(other.network.apply, other.variables)

@@ -25,7 +25,6 @@ from experiments import fitting, networks, run
 from experiments.bench import options, timing, trained
 
 _STRENGTH = flags.DEFINE_float("strength", 2e-3, "Of the penalty.", lower_bound=0.0)
-_ROUND = flags.DEFINE_integer("round_to", 8, "Layers keep multiples of this.", lower_bound=1)
 _RATIO = flags.DEFINE_float("ratio", 0.73, "Part of all channels that go.", 0.0, 0.999)
 
 
@@ -89,7 +88,7 @@ def rows(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             ratio=_RATIO.value,
             importance=slimming.batch_norm_scale(),
             ranking=slimming.global_(),
-            round_to=_ROUND.value,
+            round_to=options.ROUND_TO.value,
         )
         add(name, network, variables, tune=name == "dense")
         small = networks.Network(cut.apply, cut.transform(network.train))

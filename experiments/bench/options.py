@@ -30,3 +30,6 @@ TRAIN_RATE = flags.DEFINE_float("train_rate", 0.1, "Highest learning rate of SGD
 FINETUNE_RATE = flags.DEFINE_float("finetune_rate", 0.05, "Highest learning rate of fine-tuning.")
 TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "Of a teacher's soft targets.")
 ALPHA = flags.DEFINE_float("alpha", 0.9, "Weight of a teacher's soft targets.", 0.0, 1.0)
+ROUND_TO = flags.DEFINE_integer(
+    "round_to", 8, "Channels and ranks that are kept are multiples of this.", lower_bound=1
+)

@@ -16,6 +16,7 @@ import compressjax as cj
 from compressjax import training
 from compressjax.training.loop import LossFn
 from experiments import fitting, networks, stages
+from experiments.bench import options
 from experiments.pipeline import run_stages
 
 
@@ -146,3 +147,32 @@ def by_momentum(
         label=directory.name,
     )
     return state.variables
+
+
+def tuned(config: Any, workdir: pathlib.Path, data: networks.Data) -> Dense:
+    """Trains the network of a config and fine-tunes it, or loads it where that is done.
+
+    Args:
+      config: of an experiment.
+      workdir: gets the folders `dense` and `dense_tuned`, which several benchmarks share.
+      data: both splits.
+
+    Returns:
+      The network as it was fine-tuned.
+    """
+    network, init = networks.dense(config.model, data.num_classes)
+    variables = jax.jit(init)(fitting.key(config, "init"), data.example)
+    for folder, epochs, rate in (
+        ("dense", options.TRAIN_EPOCHS, options.TRAIN_RATE),
+        ("dense_tuned", options.FINETUNE_EPOCHS, options.FINETUNE_RATE),
+    ):
+        variables = by_momentum(
+            config,
+            workdir / folder,
+            data=data,
+            loss_fn=training.supervised(network.forward),
+            variables=variables,
+            epochs=epochs.value,
+            rate=rate.value,
+        )
+    return Dense(network, init, variables, data)

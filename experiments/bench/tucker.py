@@ -15,7 +15,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
@@ -27,7 +26,6 @@ from experiments.bench.slim_latency import files
 from experiments.bench.sparse_export import caller
 
 _KEEP = flags.DEFINE_float("keep_macs", 1 / 3, "Part of the MACs to come down to.", 0.01, 0.99)
-_MULTIPLE = flags.DEFINE_integer("rank_multiple", 8, "Ranks are multiples of this.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("factor_epochs", 6, "Epochs of the factors.", lower_bound=1)
 _RATE = flags.DEFINE_float("factor_rate", 0.02, "Highest learning rate of the factors.")
 _SEEN = flags.DEFINE_integer(
@@ -46,31 +44,14 @@ def measure(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       Accuracies by row, what is left of parameters and MACs, the ranks, and for each kind of file
       its sizes and timings.
     """
-    data, network, init, _ = fitting.set_up(config)
-    dense = trained.by_momentum(
-        config,
-        workdir / "dense",
-        data=data,
-        loss_fn=training.supervised(network.forward),
-        variables=jax.jit(init)(fitting.key(config, "init"), data.example),
-        epochs=options.TRAIN_EPOCHS.value,
-        rate=options.TRAIN_RATE.value,
-    )
-    dense = trained.by_momentum(
-        config,
-        workdir / "dense_tuned",
-        data=data,
-        loss_fn=training.supervised(network.forward),
-        variables=dense,
-        epochs=options.FINETUNE_EPOCHS.value,
-        rate=options.FINETUNE_RATE.value,
-    )
+    data = networks.load_data(config.data)
+    network, _, dense, _ = trained.tuned(config, workdir, data)
     seen = trained.batches(data, data.train_images, size=128, count=_SEEN.value)
     factored = cj.factorize(
         network.apply,
         dense,
         data.example,
-        rank=lowrank.macs(_KEEP.value, round_to=_MULTIPLE.value),
+        rank=lowrank.macs(_KEEP.value, round_to=options.ROUND_TO.value),
         moments=lowrank.observe(network.apply, dense, seen) if seen else None,
     )
     small = networks.Network(factored.apply, factored.transform(network.train))

@@ -197,9 +197,7 @@ def test_a_killed_write_leaves_nothing(teacher, images, labels, views, tmp_path,
         training.load_logits(tmp_path, teacher, images, labels, views)
 
 
-def test_a_teacher_killed_in_its_second_view_leaves_nothing(
-    teacher, images, labels, views, tmp_path
-):
+def test_a_teacher_killed_as_it_starts_leaves_nothing(teacher, images, labels, views, tmp_path):
     calls = []
 
     def dying(rng, x):
