@@ -36,6 +36,9 @@ from experiments.bench import options, timing, trained
 _PART = flags.DEFINE_float("student_part", 0.25, "Of the teacher's width.", 0.01, 1.0)
 _SEEDS = flags.DEFINE_list("student_seeds", ["0", "1", "2"], "Seeds of every row.")
 _LOSSES = flags.DEFINE_list("losses", [], "Rows beside `alone`; all of them if empty.")
+_ATTENTION = flags.DEFINE_float(
+    "attention_weight", 1000.0, "Of attention maps beside the labels; less for small maps.", 0.0
+)
 _OTHER = config_flags.DEFINE_config_file("other_config", None, "Of another family's teacher.")
 _OTHER_WORKDIR = flags.DEFINE_string("other_workdir", None, "Where that teacher is or will be.")
 _ALONE = "alone"
@@ -107,7 +110,9 @@ def losses() -> dict[str, Loss]:
             _labels(s, labels) + distill.logits_regression(s.logits, t.logits)
         ),
         "fitnets": lambda s, t, labels: _labels(s, labels) + 2.0 * distill.hint(s.hint, t.hint),
-        "attention": lambda s, t, labels: _labels(s, labels) + 1000.0 * _over_maps(attention, s, t),
+        "attention": lambda s, t, labels: (
+            _labels(s, labels) + _ATTENTION.value * _over_maps(attention, s, t)
+        ),
         "similarity": lambda s, t, labels: (
             _labels(s, labels) + 3000.0 * distill.similarity(_last(s), _last(t))
         ),
