@@ -5,10 +5,13 @@ to a temporary file in the same directory, which is flushed to the disk and then
 target; the directory is flushed too, so that the rename survives a power cut.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 PathLike = str | os.PathLike[str]
@@ -94,6 +97,47 @@ def write_json(path: PathLike, value: Any) -> pathlib.Path:
       {'accuracy': 0.99}
     """
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def directory(path: PathLike) -> Iterator[pathlib.Path]:
+    """Give an empty directory that becomes `path` once its content is whole.
+
+    Args:
+      path: where; missing parent directories are made.
+
+    Yields:
+      The directory to write into, beside `path`; it is removed if the block raises.
+
+    Raises:
+      FileExistsError: `path` exists, and two versions would be mixed.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with directory(f'{folder}/model') as new:
+      ...         _ = (new / 'part').write_bytes(b'1')
+      ...     pathlib.Path(folder, 'model', 'part').read_bytes()
+      b'1'
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: name a new directory, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as file:
+                    os.fsync(file.fileno())
+            _sync_directory(pathlib.Path(folder))
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_directory(path.parent)
 
 
 def _mode_for(path: pathlib.Path) -> int:

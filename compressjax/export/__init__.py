@@ -3,6 +3,7 @@
 from compressjax.export.benchmark import Latency, benchmark
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.runtime import run
+from compressjax.export.serving import saved_model, stablehlo
 from compressjax.export.sparse import sparsify
 from compressjax.export.tflite import tflite
 from compressjax.export.verify import Layer, Parity, verify
@@ -14,7 +15,9 @@ __all__ = [
     "benchmark",
     "ops",
     "run",
+    "saved_model",
     "sparsify",
+    "stablehlo",
     "tflite",
     "validate",
     "verify",

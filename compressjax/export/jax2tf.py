@@ -38,7 +38,7 @@ def convert(
     Raises:
         ValueError: the converter has no LiteRT operation for a part of the function.
     """
-    with _quiet_tensorflow() as tf:
+    with quiet_tensorflow() as tf:
         jax2tf = require("jax.experimental.jax2tf")
         return _convert(tf, jax2tf.convert(fn, with_gradient=False), specs, quantized=False)
 
@@ -55,7 +55,7 @@ def convert_plan(plan: Frozen) -> bytes:
     Raises:
         ValueError: the converter refuses a step.
     """
-    with _quiet_tensorflow() as tf:
+    with quiet_tensorflow() as tf:
         jax2tf = require("jax.experimental.jax2tf")
 
         def quantize(value: Any, scale: float, zero_point: int) -> Any:
@@ -117,8 +117,12 @@ def _convert(
 
 
 @contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[ModuleType]:
-    """Imports TensorFlow with its logger at errors, and restores the logger afterwards."""
+def quiet_tensorflow() -> Iterator[ModuleType]:
+    """Imports TensorFlow with its logger at errors, and restores the logger afterwards.
+
+    Yields:
+        The module.
+    """
     tf = require("tensorflow")
     logger = tf.get_logger()
     level = logger.level

@@ -16,9 +16,10 @@ import numpy as np
 from compressjax.export import jax2tf, litert
 from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
+from compressjax.export.serving import stablehlo
 from compressjax.export.sparse import sparsify
 
-Via = Literal["jax2tf", "litert"]
+Via = Literal["jax2tf", "litert", "stablehlo"]
 _CONVERTERS = {"jax2tf": jax2tf, "litert": litert}
 
 
@@ -42,7 +43,8 @@ def tflite(
         fn_or_q: `fn(variables, *args) -> array(s)`, or what `compressjax.quantize` returns.
         variables: its variables; for a quantized model those that `calibrate` returned.
         *args: example inputs, float32; their shapes are the shapes in the file.
-        via: `jax2tf` (TensorFlow's converter) or `litert` (litert-converter, no TensorFlow).
+        via: `jax2tf` (TensorFlow's converter) or `litert` (litert-converter, no TensorFlow); or
+            `stablehlo`, for a `jax.export` artifact in place of a .tflite (`serving.py`).
         int8_io: int8 inputs and outputs instead of float ones (quantized models only).
         sparse: store pruned weights without their zeros where that makes the file smaller
             (`sparse.py`); the results stay the same to the bit, the speed does not improve.
@@ -64,10 +66,15 @@ def tflite(
         >>> flatbuffer.ops(tflite(apply, variables, jnp.ones((1, 2)), via='litert'))
         ['FULLY_CONNECTED']
     """
-    if via not in _CONVERTERS:
-        raise ValueError(f"via={via!r} is unknown: choose one of {sorted(_CONVERTERS)}")
+    if via not in (*_CONVERTERS, "stablehlo"):
+        known = [*sorted(_CONVERTERS), "stablehlo"]
+        raise ValueError(f"via={via!r} is unknown: choose one of {known}")
     if not args:
         raise ValueError("export needs an example input: tflite(fn, variables, x)")
+    if via == "stablehlo":
+        if int8_io or sparse:
+            raise ValueError("int8_io and sparse are forms of a .tflite; via='stablehlo' has none")
+        return stablehlo(fn_or_q, variables, *args)
     for position, arg in enumerate(args):
         if jnp.result_type(arg) != jnp.float32:
             raise TypeError(
