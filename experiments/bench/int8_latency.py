@@ -2,7 +2,7 @@
 
     python -m experiments.bench.int8_latency
 
-ResNet-8 at 32x32, MobileNetV2 (a depthwise network) and ResNet-18 at 224x224 with drawn weights, one
+ResNet-8 at 32x32, MobileNetV2 (depthwise) and ResNet-18 at 224x224 with drawn weights, one
 example on one thread; float and int8 from both of our exporters and from the TFLite converter with
 a representative data set, all of a network in turns. Takes some minutes on 2 CPU cores. Goals: int8
 at least 2.8, 2.2 and 3.0 times faster than float, and never slower than the converter's own int8
