@@ -7,6 +7,8 @@ its buffers aligned as LiteRT requires (16 bytes), which the generated packer do
 
 from __future__ import annotations
 
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,22 @@ _DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "UINT8": np.uint8,
     "INT64": np.int64, "BOOL": np.bool_, "INT16": np.int16, "INT8": np.int8,
 }  # fmt: skip
+
+
+def content(model: bytes | str | os.PathLike[str]) -> bytes:
+    """Gives the bytes of a model that may be a file on the disk.
+
+    Args:
+        model: the bytes, or a path.
+
+    Returns:
+        The bytes, not checked.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        TypeError: `model` is neither bytes nor a path.
+    """
+    return model if isinstance(model, bytes) else pathlib.Path(model).read_bytes()
 
 
 def read(data: bytes) -> Any:

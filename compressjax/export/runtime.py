@@ -88,17 +88,18 @@ class Session:
     """A LiteRT interpreter with its inputs and outputs in the order of the exported function.
 
     Attributes:
-        interpreter: the allocated LiteRT interpreter, with its default (XNNPACK) kernels.
+        interpreter: the allocated LiteRT interpreter; its default kernels are XNNPACK's.
         inputs: `get_input_details` in the order of the arguments.
         outputs: `get_output_details` in the order of the results.
     """
 
-    def __init__(self, model: bytes, *, threads: int = 1) -> None:
+    def __init__(self, model: bytes, *, threads: int = 1, reference: bool = False) -> None:
         """Validates and loads a model.
 
         Args:
             model: the .tflite.
             threads: CPU threads.
+            reference: LiteRT's reference kernels, slow and plain, instead of its default ones.
 
         Raises:
             TypeError: `model` is not bytes.
@@ -108,8 +109,13 @@ class Session:
             raise ValueError(f"threads={threads}: expected 1 or more")
         unpacked = flatbuffer.read(model)
         litert = require("ai_edge_litert.interpreter")
+        kernels = litert.OpResolverType.BUILTIN_REF if reference else litert.OpResolverType.AUTO
         try:
-            self.interpreter = litert.Interpreter(model_content=model, num_threads=threads)
+            self.interpreter = litert.Interpreter(
+                model_content=model,
+                num_threads=threads,
+                experimental_op_resolver_type=kernels,
+            )
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise ValueError(
