@@ -222,5 +222,6 @@ def test_conversions_are_compared_with_the_converter(monkeypatch: pytest.MonkeyP
         "calibrate",
         "export",
     ]
+    assert list(found["floats"]) == ["float, via jax2tf", "float, via litert"]
     assert list(found["parts"]) == ["freeze", "label", "converter", "rewrite"]
     assert found["parameters"] == 6
