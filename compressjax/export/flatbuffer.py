@@ -7,18 +7,21 @@ its buffers aligned as LiteRT requires (16 bytes), which the generated packer do
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from compressjax.export import nibbles
 from compressjax.export import validate as checks
 from compressjax.export._require import require
 
 _DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "UINT8": np.uint8,
     "INT64": np.int64, "BOOL": np.bool_, "INT16": np.int16, "INT8": np.int8,
+    "INT4": np.int8,
 }  # fmt: skip
 
 
@@ -152,7 +155,7 @@ def text(name: bytes | str | None) -> str:
 
 
 def dtype(tensor: Any) -> np.dtype[Any]:
-    """Gives the NumPy type of a tensor.
+    """Gives the NumPy type that holds the values of a tensor, int8 for codes of 4 bits.
 
     Raises:
         ValueError: NumPy has no such type.
@@ -170,4 +173,7 @@ def constant(model: Any, tensor: Any) -> np.ndarray | None:
     if data is None or not len(data):
         return None
     shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
-    return np.asarray(data, np.uint8).view(dtype(tensor)).reshape(shape)
+    raw = np.asarray(data, np.uint8)
+    if tensor.type == require("ai_edge_litert.schema_py_generated").TensorType.INT4:
+        return nibbles.unpack(raw, math.prod(shape)).reshape(shape)
+    return raw.view(dtype(tensor)).reshape(shape)
