@@ -2,13 +2,15 @@
 
 from compressjax.export.benchmark import Latency, benchmark
 from compressjax.export.flatbuffer import ops, validate
+from compressjax.export.parity import Distance, Layer, Parity
 from compressjax.export.runtime import run
 from compressjax.export.serving import saved_model, stablehlo
 from compressjax.export.sparse import sparsify
 from compressjax.export.tflite import tflite
-from compressjax.export.verify import Layer, Parity, verify
+from compressjax.export.verify import verify
 
 __all__ = [
+    "Distance",
     "Latency",
     "Layer",
     "Parity",

@@ -1,95 +1,59 @@
 """Proves that a file computes what the model computes, value by value.
 
-`runtime.py` gives a file's outputs; here every tensor inside it is compared as well. LiteRT frees
-inner tensors, and its option to keep them turns its fast kernels off, so the comparison runs a copy
-of the file that returns them all; the final outputs come from the file itself.
+`runtime.py` gives a file's outputs; here every tensor inside it is compared as well, through the
+copies that `probe.py` makes; the final outputs come from the file itself. `parity.py` says what a
+comparison found.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from compressjax.export import flatbuffer
-from compressjax.export._require import require
+from compressjax import quant
+from compressjax.export import flatbuffer, probe
+from compressjax.export.parity import Distance, Layer, Parity, sqnr_db
+from compressjax.export.probe import Probe
 from compressjax.export.runtime import Session, dequantize
+from compressjax.quant import calibration
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """How one tensor of the file compares.
-
-    Attributes:
-        name: the tensor, which is the step of the plan.
-        values: compared values.
-        differing: those that differ.
-        max_lsb: largest difference in steps of the int8 grid; 0 for float tensors.
-    """
-
-    name: str
-    values: int
-    differing: int
-    max_lsb: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """What `verify` found.
-
-    Attributes:
-        max_lsb: largest difference of any int8 tensor, in steps of its grid.
-        mismatch_fraction: differing values over compared values.
-        layers: every compared tensor, in the file's order; the outputs last.
-        first_divergence: name of the first tensor with a differing value, or `None`.
-        top1_agreement: fraction of the rows whose largest output is at the same place.
-        max_abs: largest difference of the real outputs.
-        max_relative: the same over the largest output magnitude.
-        samples: rows of the batch.
-    """
-
-    max_lsb: int
-    mismatch_fraction: float
-    layers: tuple[Layer, ...]
-    first_divergence: str | None
-    top1_agreement: float
-    max_abs: float
-    max_relative: float
-    samples: int
-
-    def __str__(self) -> str:
-        """A table of the layers and one line of summary."""
-        width = max([len(layer.name) for layer in self.layers], default=0)
-        lines = [f"{'tensor':{width}}  {'values':>12}  {'differing':>10}  max LSB"]
-        lines += [
-            f"{layer.name:{width}}  {layer.values:>12,}  {layer.differing:>10,}  {layer.max_lsb}"
-            for layer in self.layers
-        ]
-        where = f"first in {self.first_divergence}" if self.first_divergence else "nowhere"
-        lines.append(
-            f"{sum(layer.differing for layer in self.layers):,} values differ ({where}), top-1 "
-            f"agreement {self.top1_agreement:.2%} of {self.samples:,} rows, largest output "
-            f"difference {self.max_abs:.3g} ({self.max_relative:.3g} relative)"
-        )
-        return "\n".join(lines)
+File = bytes | str | os.PathLike[str]
+Rows = Sequence[np.ndarray]
 
 
 def verify(
-    model: bytes, fn_or_q: Any, variables: Any, batch: Any, *, slice_size: int = 64
+    model: File,
+    fn_or_q: Any,
+    variables: Any,
+    batch: Any,
+    *,
+    reference: int = 0,
+    real: tuple[Callable[..., Any], Any] | File | None = None,
+    slice_size: int = 64,
 ) -> Parity:
     """Compares a file with the model that it was exported from.
 
-    For a quantized model every int8 tensor that carries a step's name is compared, code by code,
-    with `q.intermediates`; for a function the real outputs are compared.
+    For a quantized model every int8 and int16 tensor that carries a step's name is compared, code
+    by code, with `intermediates`; for a function, or where only kernels are quantized, the real
+    outputs are compared. LiteRT's default kernels (XNNPACK) are what phones run, and equal
+    `q.apply`; its reference kernels round differently (gemmlowp's fixed point), by one step here
+    and there, so their differences say how much a runtime without XNNPACK would change.
 
     Args:
-        model: the .tflite.
-        fn_or_q: `fn(variables, *args)`, or what `compressjax.quantize` returned.
+        model: the .tflite, as bytes or as a path.
+        fn_or_q: `fn(variables, *args)`, or what `compressjax.quantize` returned, or anything else
+            with its `apply` and `intermediates`.
         variables: its variables.
         batch: float32 `[N, ...]`, or a tuple with one such array per input.
+        reference: how many of the first rows the reference kernels compute too; they are slow.
+        real: the float model, for the error that quantization makes: `(fn, variables)` with the
+            function that was quantized (every tensor of the plan is compared), or a float .tflite
+            of the same network (layers are found by their kernels).
         slice_size: rows computed at once, which bounds the memory.
 
     Returns:
@@ -97,8 +61,9 @@ def verify(
         that are int8 in the file are compared as codes; float outputs of a function as reals.
 
     Raises:
+        OSError: a path cannot be read.
         TypeError: an input is not a float array.
-        ValueError: the file is damaged, has no tensor of the model's names, or takes other shapes.
+        ValueError: a file is damaged, has no tensor of the model's names, or takes other shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,115 +74,125 @@ def verify(
         >>> verify(model, apply, {}, np.ones((4, 2), np.float32)).max_abs
         0.0
     """
-    inputs = batch if isinstance(batch, tuple) else (batch,)
-    inputs = tuple(np.asarray(value) for value in inputs)
-    compare = _Comparison(model, quantized=hasattr(fn_or_q, "intermediates"))
+    if reference < 0:
+        raise ValueError(f"reference={reference}: expected a number of rows, or 0 for none")
+    model = flatbuffer.content(model)
+    inputs = tuple(np.asarray(value) for value in (batch if isinstance(batch, tuple) else (batch,)))
+    quantized = _has_codes(fn_or_q)
+    fast = _Comparison(model, quantized=quantized)
+    slow = _Comparison(model, quantized=quantized, reference=True) if reference else None
+    floats = None if real is None else _Floats(model, real, fast)
 
     @jax.jit
     def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
-        if compare.quantized:
+        if quantized:
             return fn_or_q.intermediates(variables, *rows), fn_or_q.apply(variables, *rows)
-        return {}, fn_or_q(variables, *rows)
+        return {}, getattr(fn_or_q, "apply", fn_or_q)(variables, *rows)
 
-    for rows, count in _slices(inputs, slice_size):
+    for rows, start, count in _slices(inputs, slice_size):
         codes, outputs = compute(variables, rows)
-        if compare.quantized:
-            compare.codes(codes, rows, count)
-        compare.outputs([np.asarray(x) for x in jax.tree.leaves(outputs)], rows, count)
-    return compare.result()
+        expected = [np.asarray(x) for x in jax.tree.leaves(outputs)]
+        fast.add(codes, expected, rows, count)
+        if floats is not None:
+            floats.add(rows, count)
+        if slow is not None and start < reference:
+            slow.add(codes, expected, rows, min(count, reference - start))
+    found = fast.result()
+    if slow is not None:
+        found = dataclasses.replace(found, reference=slow.result())
+    return found if floats is None else floats.result(found)
 
 
-def with_all_tensors(model: bytes) -> tuple[bytes, list[str]]:
-    """Makes a copy of a file that returns every int8 tensor it computes.
-
-    Args:
-        model: the .tflite.
-
-    Returns:
-        The copy, and the names of its outputs in order.
-    """
-    unpacked = flatbuffer.read(model)
-    schema = require("ai_edge_litert.schema_py_generated")
-    graph = unpacked.subgraphs[0]
-    made = [int(i) for i in graph.inputs]
-    made += [int(i) for operator in graph.operators for i in operator.outputs]
-    made = [i for i in made if graph.tensors[i].type == schema.TensorType.INT8]
-    graph.outputs, unpacked.signatureDefs = made, None
-    return flatbuffer.write(unpacked), [flatbuffer.text(graph.tensors[i].name) for i in made]
+def _has_codes(fn_or_q: Any) -> bool:
+    """Whether a model has codes: one that quantizes kernels alone computes in floats."""
+    spec = getattr(fn_or_q, "spec", None)
+    placed = spec is None or isinstance(spec.activations, tuple)
+    return placed and hasattr(fn_or_q, "intermediates")
 
 
-def _slices(
-    inputs: Sequence[np.ndarray], size: int
-) -> Iterator[tuple[tuple[np.ndarray, ...], int]]:
+def _slices(inputs: Rows, size: int) -> Iterator[tuple[tuple[np.ndarray, ...], int, int]]:
     """Slices of one size, so that nothing compiles twice: the last row fills the last slice."""
     total = len(inputs[0]) if inputs[0].ndim else 0
     if not total:
         raise ValueError("verify needs at least one row, found an empty batch")
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + min(size, total)), total - 1)
-        yield tuple(value[rows] for value in inputs), min(size, total - start)
+        yield tuple(value[rows] for value in inputs), start, min(size, total - start)
 
 
 class _Comparison:
-    """Counts differences over the slices of a batch."""
+    """Counts differences over the slices of a batch, on one set of kernels.
 
-    def __init__(self, model: bytes, *, quantized: bool) -> None:
-        self.quantized = quantized
-        self.session = Session(model)
+    Attributes:
+        codes: what the probe returned for the last slice, by name.
+        reals: the file's outputs for the last slice.
+        ran: rows that the file computed of it.
+    """
+
+    def __init__(self, model: bytes, *, quantized: bool, reference: bool = False) -> None:
+        self.session = Session(model, reference=reference)
+        self.probe: Probe | None = None
         self.layers: dict[str, np.ndarray] = {}  # name -> values, differing, largest difference
-        self.rows = 0
+        self.codes: dict[str, np.ndarray] = {}
+        self.reals: list[np.ndarray] = []
+        self.rows = self.ran = 0
         self.agreeing = self.max_abs = self.magnitude = 0.0
         if quantized:
-            probe, self.names = with_all_tensors(model)
-            self.probe = Session(probe)
+            self.probe = Probe(model, probe.integer_tensors(model), reference=reference)
 
-    def codes(self, expected: Mapping[str, Any], rows: Sequence[np.ndarray], count: int) -> None:
-        """Compares the inner tensors of the first `count` rows of a slice."""
-        if not set(self.names) & set(expected):
-            raise ValueError(
-                f"no tensor of the file has a name of the model: the file has {self.names[:5]}, "
-                f"the model {list(expected)[:5]}; was it exported by compressjax.export.tflite?"
-            )
-        found = [np.concatenate(parts) for parts in zip(*self.probe.slices(rows), strict=True)]
-        for name, codes in zip(self.names, found, strict=True):
-            if name in expected:
-                self._count(name, codes, np.asarray(expected[name]), count)
-
-    def outputs(
-        self, expected: Sequence[np.ndarray], rows: Sequence[np.ndarray], count: int
+    def add(
+        self, codes: Mapping[str, Any], outputs: Sequence[np.ndarray], rows: Rows, count: int
     ) -> None:
-        """Compares the outputs of the first `count` rows of a slice."""
-        parts = zip(*self.session.slices(rows), strict=True)
-        found = [
-            dequantize(np.concatenate(part), details)
-            for part, details in zip(parts, self.session.outputs, strict=True)
-        ]
-        if [x.shape for x in found] != [x.shape for x in expected]:
-            raise ValueError(
-                f"the file puts out {[x.shape for x in found]} for {len(rows[0])} rows, "
-                f"the model {[x.shape for x in expected]}"
-            )
-        for position, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-            self._count(f"output_{position}", theirs, ours, count)
-            self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
-            self.magnitude = max(self.magnitude, float(np.abs(ours).max(initial=0)))
-        if expected[0].ndim > 1:
-            same = (expected[0].argmax(-1) == found[0].argmax(-1))[:count]
-            self.agreeing += float(same.reshape(len(same), -1).mean(-1).sum())
-        else:
-            self.agreeing += count
+        """Compares the first `count` rows of a slice; the file computes no more than it must."""
+        size = self.session.inputs[0]["shape"][:1]
+        whole = -(-count // int(size[0])) * int(size[0]) if len(size) else count
+        rows, total = [value[:whole] for value in rows], len(rows[0])
+        self.ran = len(rows[0])
+        if self.probe is not None:
+            self._add_codes(self.probe, codes, rows, total, count)
+        self._add_outputs(outputs, rows, total, count)
         self.rows += count
 
-    def _count(self, name: str, found: np.ndarray, expected: np.ndarray, count: int) -> None:
-        if found.size != expected.size:
+    def _add_codes(
+        self, probing: Probe, expected: Mapping[str, Any], rows: Rows, total: int, count: int
+    ) -> None:
+        if not set(probing.names) & set(expected):
             raise ValueError(
-                f"tensor {name!r} has shape {list(found.shape)} in the file and "
-                f"{list(expected.shape)} in the model: verify with the batch axis first"
+                f"no tensor of the file has a name of the model: the file has {probing.names[:5]}, "
+                f"the model {list(expected)[:5]}; was it exported by compressjax.export.tflite?"
             )
-        expected, found = expected.reshape(found.shape)[:count], found[:count]
+        found = dict(zip(probing.names, probing.values(rows), strict=True))
+        self.codes = {
+            name: _rows(name, codes, len(rows[0]), count) for name, codes in found.items()
+        }
+        for name, codes in self.codes.items():
+            if name in expected:
+                self._count(name, codes, _rows(name, np.asarray(expected[name]), total, count))
+
+    def _add_outputs(
+        self, expected: Sequence[np.ndarray], rows: Rows, total: int, count: int
+    ) -> None:
+        found = _outputs(self.session, rows)
+        shapes = [(x.shape[0] * len(rows[0]) // total, *x.shape[1:]) for x in expected]
+        if [x.shape for x in found] != shapes:
+            raise ValueError(
+                f"the file puts out {[x.shape for x in found]} for {len(rows[0])} rows, "
+                f"the model {shapes}"
+            )
+        self.agreeing += _agreeing(expected[0], found[0], count)
+        self.reals = found
+        for position, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            theirs = _rows("output", theirs, len(rows[0]), count)
+            ours = _rows("output", ours, total, count)
+            self._count(f"output_{position}", theirs, ours)
+            self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
+            self.magnitude = max(self.magnitude, float(np.abs(ours).max(initial=0)))
+
+    def _count(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
+        _same_size(name, found, expected)
         differing, largest = int((found != expected).sum()), 0
-        if found.dtype == np.int8:
-            steps = np.abs(found.astype(np.int16) - expected.astype(np.int16))
+        if found.dtype.kind in "iu":
+            steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
             largest = int(steps.max(initial=0))
         row = self.layers.setdefault(name, np.zeros(3, np.int64))
         row[:2] += (found.size, differing)
@@ -239,3 +214,121 @@ class _Comparison:
             max_relative=self.max_abs / self.magnitude if self.magnitude else 0.0,
             samples=self.rows,
         )
+
+
+class _Floats:
+    """Sums the error against the float model over the slices of a batch."""
+
+    def __init__(
+        self, model: bytes, real: tuple[Callable[..., Any], Any] | File, fast: _Comparison
+    ) -> None:
+        self.fast, self.sums = fast, dict[str, np.ndarray]()  # name -> signal, noise
+        self.agreeing = self.max_abs = 0.0
+        if isinstance(real, tuple):
+            self.compute = _real_function(*real, steps=fast.probe is not None)
+        else:
+            self.compute = _real_file(model, flatbuffer.content(real))
+
+    def add(self, rows: Rows, count: int) -> None:
+        """Compares the first `count` rows of the slice that was compared last."""
+        (inner, outputs), total = self.compute(rows), len(rows[0])
+        probing = self.fast.probe
+        if probing is not None:
+            for name, (scale, point) in zip(probing.names, probing.grids, strict=True):
+                if name in inner and name in self.fast.layers:
+                    steps = self.fast.codes[name].astype(np.float32) - np.float32(point)
+                    real = _rows(name, np.asarray(inner[name]), total, count)
+                    self._sum(name, real, np.float32(scale) * steps)
+        found = self.fast.reals
+        self.agreeing += _agreeing(outputs[0], found[0], count)
+        for position, (ours, theirs) in enumerate(zip(outputs, found, strict=True)):
+            theirs = _rows("output", theirs, self.fast.ran, count)
+            ours = _rows("output", ours, total, count)
+            self._sum(f"output_{position}", ours, theirs)
+            self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
+
+    def _sum(self, name: str, real: np.ndarray, file: np.ndarray) -> None:
+        _same_size(name, file, real)
+        wide = real.astype(np.float64)
+        row = self.sums.setdefault(name, np.zeros(2))
+        row += (np.square(wide).sum(), np.square(wide - file).sum())
+
+    def result(self, found: Parity) -> Parity:
+        """Adds the errors to what was found."""
+        ratios = {name: sqnr_db(*map(float, row)) for name, row in self.sums.items()}
+        layers = [
+            dataclasses.replace(layer, sqnr_db=ratios.get(layer.name)) for layer in found.layers
+        ]
+        ends = [row for name, row in self.sums.items() if name.startswith("output_")]
+        total = sqnr_db(*map(float, np.sum(ends, axis=0)))
+        real = Distance(self.agreeing / found.samples, self.max_abs, total)
+        return dataclasses.replace(found, layers=tuple(layers), real=real)
+
+
+_Real = Callable[[Rows], tuple[Mapping[str, np.ndarray], list[np.ndarray]]]
+
+
+def _real_function(fn: Callable[..., Any], variables: Any, *, steps: bool) -> _Real:
+    """The float value of every step of the plan that a function becomes, and its outputs."""
+    plan = quant.quantize(fn).plan
+
+    @jax.jit
+    def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
+        if not steps:
+            return {}, fn(variables, *rows)
+        made = plan(variables, *rows)
+        return calibration.real_tensors(made, variables, tuple(rows)), fn(variables, *rows)
+
+    def run(rows: Rows) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        inner, outputs = compute(variables, rows)
+        return jax.device_get(inner), [np.asarray(x) for x in jax.tree.leaves(outputs)]
+
+    return run
+
+
+def _real_file(model: bytes, real: bytes) -> _Real:
+    """The float value of every layer of a file that a float file has too, and its outputs."""
+    layers = probe.same_layers(model, real)
+    session = Session(real)
+    inside = Probe(real, list(layers.values())) if layers else None
+
+    def run(rows: Rows) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        inner = dict(zip(layers, inside.values(rows), strict=True)) if inside else {}
+        return inner, _outputs(session, rows)
+
+    return run
+
+
+def _outputs(session: Session, rows: Rows) -> list[np.ndarray]:
+    """The real outputs of a file."""
+    columns = zip(*session.slices(rows), strict=True)
+    return [
+        dequantize(np.concatenate(column), details)
+        for column, details in zip(columns, session.outputs, strict=True)
+    ]
+
+
+def _rows(name: str, values: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """The first `count` of `rows` rows, each flat: the batch may be merged into another axis."""
+    if values.size % rows:
+        raise ValueError(
+            f"tensor {name!r} has shape {list(values.shape)} for {rows} rows: verify with the "
+            "batch axis first"
+        )
+    return values.reshape(rows, -1)[:count]
+
+
+def _same_size(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"tensor {name!r} has {found.shape[-1]} values a row in the file and "
+            f"{expected.shape[-1]} in the model: verify with the batch axis first"
+        )
+
+
+def _agreeing(one: np.ndarray, other: np.ndarray, count: int) -> float:
+    """Rows whose largest value is at the same place, positions within a row averaged."""
+    if other.ndim < 2:
+        return float(count)
+    same = one[:count].argmax(-1) == other[:count].argmax(-1)
+    return float(same.reshape(count, -1).mean(-1).sum())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from compressjax.export import flatbuffer, ops, run, tflite
+from compressjax.export.probe import with_all_tensors
 from compressjax.export.runtime import Session
-from compressjax.export.verify import with_all_tensors
 from compressjax.quant.frozen import Codes, Frozen
 from tests.support import plans
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from compressjax.export import flatbuffer, run, tflite, verify
+import compressjax as cj
+from compressjax.export import Layer, Parity, flatbuffer, run, tflite, verify
+from compressjax.export.probe import same_layers, with_all_tensors
 from compressjax.export.runtime import Session
-from compressjax.export.verify import with_all_tensors
 from tests.support import plans
 
 PLAN = plans.resnet()
@@ -109,6 +110,10 @@ def test_bad_arguments():
     q = Recorded()
     with pytest.raises(ValueError, match="empty batch"):
         verify(_file(), q, {}, _images(0))
+    with pytest.raises(ValueError, match="reference=-1"):
+        verify(_file(), q, {}, _images(1), reference=-1)
+    with pytest.raises(FileNotFoundError, match=r"missing\.tflite"):
+        verify("missing.tflite", q, {}, _images(1))
     with pytest.raises(ValueError, match="damaged"):
         verify(_file()[:-100], q, {}, _images(1))
     with pytest.raises(ValueError, match="puts out"):
@@ -118,3 +123,126 @@ def test_bad_arguments():
         tensor.name = "x"
     with pytest.raises(ValueError, match="no tensor of the file has a name of the model"):
         verify(flatbuffer.write(model), q, {}, _images(1))
+
+
+def _fn(variables, x):
+    y = jax.lax.conv_general_dilated(
+        x, variables["conv"]["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    y = jax.nn.relu(y + variables["conv"]["bias"])
+    return y.mean((1, 2)) @ variables["dense"]["kernel"]
+
+
+def _variables() -> dict:
+    draw = np.random.default_rng(2).normal
+    return jax.tree.map(
+        lambda shape: jnp.asarray(draw(size=shape), jnp.float32),
+        {"conv": {"kernel": (3, 3, 3, 8), "bias": (1, 1, 1, 8)}, "dense": {"kernel": (8, 4)}},
+        is_leaf=lambda shape: isinstance(shape, tuple),
+    )
+
+
+@functools.cache
+def _trained() -> tuple:
+    """A quantized function, its variables, and its files: int8, float."""
+    q = cj.quantize(_fn, cj.quant.int8())
+    qv = q.calibrate(_variables(), [_images(16)])
+    one = _images(1)
+    return q, qv, tflite(q, qv, one, via="litert"), tflite(_fn, _variables(), one, via="litert")
+
+
+def test_reference_kernels():
+    q = Recorded()
+    parity = verify(_file(), q, {}, _images(5), slice_size=2, reference=3)
+    assert parity.differing == 0, "the default kernels are not disturbed"
+    slow = parity.reference
+    assert slow.samples == 3
+    assert [layer.name for layer in slow.layers] == [layer.name for layer in parity.layers]
+    assert 0 < slow.mismatch_fraction < 0.5
+    assert slow.first_divergence.startswith("conv_")
+    assert {x.name: x.values for x in slow.layers}["conv_0"] == 3 * 16 * 16 * 8
+    assert f"on the reference kernels: {slow.differing:,} values differ" in str(parity)
+    assert verify(_file(), q, {}, _images(3), slice_size=2, reference=9).reference == slow
+
+
+def test_error_against_the_float_function():
+    q, qv, model, _ = _trained()
+    x = _images(5)
+    parity = verify(model, q, qv, x, real=(_fn, _variables()), slice_size=2)
+    assert parity.max_lsb == 0
+    ratios = {layer.name: layer.sqnr_db for layer in parity.layers}
+    real, file = np.asarray(_fn(_variables(), x)), np.asarray(q.apply(qv, x))
+    expected = 10 * np.log10(np.square(real).sum() / np.square(real - file).sum())
+    np.testing.assert_allclose(ratios["output_0"], expected, rtol=1e-4)
+    assert parity.real.sqnr_db == ratios["output_0"]
+    scale = model_grid(model, "input_0")[0]
+    codes = np.asarray(q.intermediates(qv, x)["input_0"], np.float32)
+    error = x - scale * (codes - np.float32(model_grid(model, "input_0")[1]))
+    expected = 10 * np.log10(np.square(x).sum() / np.square(error).sum())
+    np.testing.assert_allclose(ratios["input_0"], expected, rtol=1e-4)
+    assert all(20 < ratio < 70 for ratio in ratios.values()), "every tensor of the plan has one"
+    np.testing.assert_allclose(parity.real.max_abs, np.abs(real - file).max(), rtol=1e-5)
+    assert parity.real.top1_agreement == np.mean(real.argmax(-1) == file.argmax(-1))
+
+
+def model_grid(model: bytes, name: str) -> tuple[float, int]:
+    (tensor,) = [
+        t for t in flatbuffer.read(model).subgraphs[0].tensors if flatbuffer.text(t.name) == name
+    ]
+    return np.float32(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
+
+
+def test_error_against_a_float_file(tmp_path):
+    q, qv, model, real = _trained()
+    for name, data in {"int8": model, "float": real}.items():
+        (tmp_path / name).write_bytes(data)
+    x = _images(5)
+    parity = verify(tmp_path / "int8", q, qv, x, real=str(tmp_path / "float"), slice_size=2)
+    same = verify(model, q, qv, x, real=(_fn, _variables()))
+    ratios = {layer.name: layer.sqnr_db for layer in parity.layers}
+    assert [name for name in ratios if ratios[name] is not None] == [
+        "conv/kernel", "dense/kernel", "output_0",
+    ]  # fmt: skip
+    for layer in same.layers:
+        if ratios[layer.name] is not None:
+            np.testing.assert_allclose(ratios[layer.name], layer.sqnr_db, rtol=1e-3)
+    assert same_layers(model, _file()) == {}, "another network has no layer of this one"
+    assert "against the float model: top-1 agreement" in str(parity)
+
+
+def test_only_kernels_quantized():
+    q = cj.quantize(_fn, cj.quant.weight_only())
+    qv = q.calibrate(_variables(), [_images(1)])
+    parity = verify(_trained()[3], q, qv, _images(4))
+    assert [layer.name for layer in parity.layers] == ["output_0"]
+    assert 0 < parity.max_relative < 0.05, "the float file has the kernels before rounding"
+
+
+def test_thresholds():
+    layers = (Layer("conv", 1000, 2, 1),)
+    slow = Parity(2, 0.01, (Layer("conv", 100, 1, 2),), "conv", 1.0, 0.1, 0.1, 1)
+    real = cj.export.Distance(top1_agreement=0.9, max_abs=0.1, sqnr_db=30.0)
+    parity = Parity(1, 0.002, layers, "conv", 1.0, 0.1, 0.1, 10, reference=slow, real=real)
+    limits = {"max_lsb": 1, "mismatch_fraction": 0.002}
+    assert parity.check(**limits) == ()
+    assert parity.check(**limits, reference_mismatch_fraction=0.01, sqnr_db=30.0) == ()
+    assert len(parity.check()) == 2
+    (sentence,) = parity.check(**limits, reference_mismatch_fraction=0.009)
+    assert "1.0000% of the values differ on the reference kernels" in sentence
+    (sentence,) = parity.check(**limits, top1_agreement=0.91)
+    assert "top-1 agreement with the float model is 90.00%" in sentence
+    (sentence,) = parity.check(**limits, sqnr_db=30.1)
+    assert "30.0 dB" in sentence
+    plain = Parity(1, 0.002, layers, "conv", 1.0, 0.1, 0.1, 10)
+    with pytest.raises(ValueError, match="no float model was compared"):
+        plain.check(top1_agreement=0.5)
+    with pytest.raises(ValueError, match="reference kernels were not compared"):
+        plain.check(reference_mismatch_fraction=0.5)
+
+
+def test_json_has_no_infinities():
+    layer = Layer("conv", 10, 0, 0, sqnr_db=float("inf"))
+    value = Parity(0, 0.0, (layer,), None, 1.0, 0.0, 0.0, 1).to_json()
+    assert value["layers"][0]["sqnr_db"] is None
+    assert value["layers"][0]["values"] == 10
+    assert value["reference"] is None
