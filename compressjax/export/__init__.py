@@ -2,6 +2,7 @@
 
 from compressjax.export.benchmark import Latency, benchmark
 from compressjax.export.flatbuffer import ops, validate
+from compressjax.export.int4 import pack_int4
 from compressjax.export.parity import Distance, Layer, Parity
 from compressjax.export.runtime import run
 from compressjax.export.serving import saved_model, stablehlo
@@ -16,6 +17,7 @@ __all__ = [
     "Parity",
     "benchmark",
     "ops",
+    "pack_int4",
     "run",
     "saved_model",
     "sparsify",

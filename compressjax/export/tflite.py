@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from compressjax.export import jax2tf, litert
+from compressjax.export.int4 import pack_int4
 from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
 from compressjax.export.serving import stablehlo
@@ -29,6 +30,7 @@ def tflite(
     *args: jax.Array,
     via: Via = "jax2tf",
     int8_io: bool = False,
+    int4: bool = False,
     sparse: bool = False,
 ) -> bytes:
     """Exports a model as the bytes of a .tflite.
@@ -46,6 +48,8 @@ def tflite(
         via: `jax2tf` (TensorFlow's converter) or `litert` (litert-converter, no TensorFlow); or
             `stablehlo`, for a `jax.export` artifact in place of a .tflite (`serving.py`).
         int8_io: int8 inputs and outputs instead of float ones (quantized models only).
+        int4: store weights of at most 4 bits in half a byte where LiteRT computes the same with
+            them (quantized models only; `int4.py`).
         sparse: store pruned weights without their zeros where that makes the file smaller
             (`sparse.py`); the results stay the same to the bit, the speed does not improve.
 
@@ -54,8 +58,8 @@ def tflite(
 
     Raises:
         TypeError: an input or output is not float32.
-        ValueError: `via` is unknown, `int8_io` is asked of a float model, there is no example
-            input, or the converter refuses an operation.
+        ValueError: `via` is unknown, `int8_io` or `int4` is asked of a float model, there is no
+            example input, or the converter refuses an operation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,8 +76,10 @@ def tflite(
     if not args:
         raise ValueError("export needs an example input: tflite(fn, variables, x)")
     if via == "stablehlo":
-        if int8_io or sparse:
-            raise ValueError("int8_io and sparse are forms of a .tflite; via='stablehlo' has none")
+        if int8_io or int4 or sparse:
+            raise ValueError(
+                "int8_io, int4 and sparse are forms of a .tflite; via='stablehlo' has none"
+            )
         return stablehlo(fn_or_q, variables, *args)
     for position, arg in enumerate(args):
         if jnp.result_type(arg) != jnp.float32:
@@ -85,9 +91,13 @@ def tflite(
         plan = fn_or_q.freeze(variables, *args)
         labelled = label(plan)
         model = rewrite(converter.convert_plan(labelled), plan, labelled, int8_io=int8_io)
-        return sparsify(model) if sparse else model
-    if int8_io:
-        raise ValueError("int8_io=True needs a quantized model: compressjax.quantize it first")
+        if int4 and sparse:  # whichever a weight gets first, the other one leaves it
+            return min(pack_int4(sparsify(model)), sparsify(pack_int4(model)), key=len)
+        model = sparsify(model) if sparse else model
+        return pack_int4(model) if int4 else model
+    if int8_io or int4:
+        form = "int8_io" if int8_io else "int4"
+        raise ValueError(f"{form}=True needs a quantized model: compressjax.quantize it first")
     specs = [
         (f"input_{i}", jax.ShapeDtypeStruct(np.shape(arg), jnp.float32))
         for i, arg in enumerate(args)
