@@ -34,6 +34,18 @@ class Setup(NamedTuple):
     like: Variables
 
 
+class Lesson(NamedTuple):
+    """What is learned in place of the labels.
+
+    Attributes:
+      targets: over the whole training split, in place of its labels.
+      draw: of `training.make_epoch`: makes batches, in place of the augmentation of the data.
+    """
+
+    targets: Any
+    draw: Any
+
+
 def set_up(config: Any) -> Setup:
     """Open the data set of a config and build its network.
 
@@ -70,6 +82,7 @@ def fit(
     apply: networks.Apply,
     loss_fn: Any,
     wrap: Wrap = lambda tx, steps: tx,
+    lesson: Lesson | None = None,
 ) -> Variables:
     """Train variables as a section of a config says, going on where a killed run was.
 
@@ -83,6 +96,7 @@ def fit(
       apply: `(variables, x) -> logits`, scored on the test split.
       loss_fn: for `training.make_epoch`.
       wrap: `(optimizer, steps) -> optimizer`.
+      lesson: what to learn; the labels if `None`.
 
     Returns:
       The variables after the last epoch.
@@ -93,7 +107,12 @@ def fit(
         0.1 * settings.learning_rate, settings.learning_rate, max(1, steps // 10), steps
     )
     tx = wrap(optax.adamw(rate, weight_decay=settings.weight_decay), steps)
-    epoch = training.make_epoch(loss_fn, tx, batch_size=settings.batch_size, augment=data.augment)
+    targets, augment, draw = data.train_labels, data.augment, None
+    if lesson is not None:
+        targets, augment, draw = lesson.targets, None, lesson.draw
+    epoch = training.make_epoch(
+        loss_fn, tx, batch_size=settings.batch_size, augment=augment, draw=draw
+    )
 
     def score(variables: Variables) -> dict[str, Any]:
         return {"test_accuracy": scored(data, apply, variables).accuracy}
@@ -102,7 +121,7 @@ def fit(
         training.init_state(variables, tx, rng),
         epoch,
         data.train_images,
-        data.train_labels,
+        targets,
         training.Schedule(settings.epochs, settings.save_every, settings.save_every),
         directory=directory,
         score=score,

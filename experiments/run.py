@@ -133,7 +133,12 @@ def main(argv: Sequence[str]) -> None:
         else:
             figures = run_until(CONFIG.value, workdir, UNTIL.value)[UNTIL.value].figures
             print(json.dumps({UNTIL.value: figures}, indent=2))
-    except (training.DamagedCheckpointError, training.CheckpointMismatchError) as error:
+    except (
+        training.CacheMismatchError,
+        training.CheckpointMismatchError,
+        training.DamagedCacheError,
+        training.DamagedCheckpointError,
+    ) as error:
         sys.exit(f"error: {error}")
 
 

@@ -35,11 +35,26 @@ def _teacher(setup: Setup, inputs: Results) -> Any:
     return functools.partial(setup.dense.apply, variables)
 
 
-def _distilled(forward: training.Forward, teacher: Any, settings: Any) -> Any:
-    loss = functools.partial(
+def _hinton(settings: Any) -> Any:
+    return functools.partial(
         cj.distill.hinton, temperature=settings.temperature, alpha=settings.alpha
     )
-    return training.distilled(forward, teacher, loss)
+
+
+def _cached(config: Any, directory: pathlib.Path, setup: Setup, inputs: Results) -> fitting.Lesson:
+    """What the teacher says of some views of the training images, from the disk if it is there."""
+    data = setup.data
+    views = training.Views(data.augment, fitting.key(config, "views"), config.distil.views)
+    logits = training.cache_logits(
+        setup.dense.apply,
+        networks.load(inputs["train"].directory, setup.like),
+        data.train_images,
+        data.train_labels,
+        views,
+        directory=directory,
+    )
+    targets = training.Targets(data.train_labels, jax.device_put(logits))
+    return fitting.Lesson(targets, views.draw)
 
 
 def _fit(
@@ -50,6 +65,7 @@ def _fit(
     apply: networks.Apply,
     loss_fn: Any,
     wrap: fitting.Wrap = lambda tx, steps: tx,
+    lesson: fitting.Lesson | None = None,
 ) -> Variables:
     """Train `variables` as the section named like the directory says, and save them."""
     name = directory.name
@@ -62,6 +78,7 @@ def _fit(
         apply,
         loss_fn,
         wrap,
+        lesson,
     )
     networks.save(directory, variables)
     return variables
@@ -124,12 +141,19 @@ def shrink(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
 
 
 def distil(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
-    """Train the small network on what the dense one says; its zeros stay."""
+    """Train the small network on what the dense one says; its zeros stay.
+
+    With `views`, the dense network runs over that many augmented views of the data only once.
+    """
     setup = set_up(config)
     small, variables = _shrunk(config, setup, inputs)
-    forward = networks.keeping_zeros(small.forward, variables)
-    loss_fn = _distilled(forward, _teacher(setup, inputs), config.distil)
-    variables = _fit(config, directory, setup.data, variables, small.apply, loss_fn)
+    forward, loss = networks.keeping_zeros(small.forward, variables), _hinton(config.distil)
+    lesson = _cached(config, directory, setup, inputs) if config.distil.views else None
+    if lesson is None:
+        loss_fn = training.distilled(forward, _teacher(setup, inputs), loss)
+    else:
+        loss_fn = training.distilled_from_cache(forward, loss)
+    variables = _fit(config, directory, setup.data, variables, small.apply, loss_fn, lesson=lesson)
     return _figures(setup.data, small.apply, variables)
 
 
@@ -169,7 +193,8 @@ def quantize(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
         return q.observe(variables, x)
 
     forward = networks.keeping_zeros(observe, variables)
-    loss_fn = _distilled(forward, _teacher(setup, inputs), config.quantize)
+    teacher = _teacher(setup, inputs)
+    loss_fn = training.distilled(forward, teacher, _hinton(config.quantize))
     calibrated_score = scored(setup.data, q.apply, calibrated)
     trained = _fit(config, directory, setup.data, calibrated, q.apply, loss_fn)
     score = scored(setup.data, q.apply, trained)

@@ -79,6 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
             "learning_rate": 4e-3,
             "weight_decay": 0.0,
             "save_every": 10,
+            "views": 0,  # if not 0, the teacher runs over so many augmented views, once
             "temperature": 4.0,
             "alpha": 0.7,
         }

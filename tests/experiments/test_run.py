@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from compressjax import report, training
@@ -138,6 +139,26 @@ def test_a_damaged_checkpoint_ends_the_run(whole, config, tmp_path):
     with pytest.raises(training.DamagedCheckpointError, match="variables/1 is damaged"):
         pipeline.run_stages(stages.STAGES[:2], config, tmp_path)
     gc.collect()
+
+
+def test_the_teacher_can_run_once_over_a_few_views(whole, config, tmp_path):
+    first, killed = tmp_path / "first", tmp_path / "killed"
+    for stage in ("train", "prune", "shrink"):
+        shutil.copytree(whole[0] / stage, first / stage)
+    config.distil.views = 2
+    done = pipeline.run_stages(stages.STAGES[:4], config, first)["distil"]
+    with np.load(first / "distil" / "teacher_logits.npz") as file:
+        assert file["logits"].shape == (2, 1437, 10)
+    shutil.copytree(first, killed)
+    for path in (killed / "distil").iterdir():  # as if it was killed before the first epoch
+        if path.name not in ("started.json", "teacher_logits.npz"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(killed, tmp_path / "damaged")
+    assert pipeline.run_stages(stages.STAGES[:4], config, killed)["distil"].figures == done.figures
+    cache = tmp_path / "damaged" / "distil" / "teacher_logits.npz"
+    cache.write_bytes(cache.read_bytes()[:1000])
+    with pytest.raises(training.DamagedCacheError, match="is damaged"):
+        pipeline.run_stages(stages.STAGES[:4], config, tmp_path / "damaged")
 
 
 @pytest.mark.parametrize(
