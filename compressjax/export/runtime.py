@@ -19,8 +19,8 @@ from compressjax.export._require import require
 def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
     """Runs a model on a batch of any size: float in, float out.
 
-    Inputs and outputs that are int8 in the file are quantized and dequantized by the scales that
-    the file itself gives.
+    Inputs and outputs that are int8 or int16 in the file are quantized and dequantized by the
+    scales that the file itself gives.
 
     Args:
         model: the .tflite.
@@ -52,33 +52,42 @@ def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def quantize(values: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """Rounds real values to int8 codes as LiteRT's CPU kernel does.
+def quantize(
+    values: np.ndarray, scale: float, zero_point: int, dtype: type[np.signedinteger[Any]] = np.int8
+) -> np.ndarray:
+    """Rounds real values to int8 or int16 codes as LiteRT's CPU kernels do.
 
     Args:
         values: float32, any shape.
         scale: the scale.
         zero_point: the code of 0.
+        dtype: int8 or int16.
 
     Returns:
-        int8 codes: multiply by the float32 inverse of the scale, round half to even, clamp.
+        The codes. int8, as XNNPACK: multiply by the float32 inverse of the scale, round half to
+        even, clamp; int16, as the builtin kernel: divide, round half away from zero, clamp.
     """
-    inverse = np.float32(1) / np.float32(scale)
-    codes = np.rint(np.asarray(values, np.float32) * inverse) + np.float32(zero_point)
-    return np.clip(codes, -128, 127).astype(np.int8)
+    values, limits = np.asarray(values, np.float32), np.iinfo(dtype)
+    if dtype == np.int8:
+        codes = np.rint(values * (np.float32(1) / np.float32(scale)))
+    else:
+        steps = values / np.float32(scale)
+        whole = np.trunc(steps)
+        codes = whole + np.trunc(2 * (steps - whole))
+    return np.clip(codes + np.float32(zero_point), limits.min, limits.max).astype(dtype)
 
 
 def dequantize(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     """Gives the real values of an output of the interpreter.
 
     Args:
-        values: the output, float32 or int8.
+        values: the output, float32, int8 or int16.
         details: its entry in `get_output_details`.
 
     Returns:
         float32, the same shape.
     """
-    if values.dtype != np.int8:
+    if values.dtype not in (np.int8, np.int16):
         return values
     scale, zero_point = details["quantization"]
     return np.float32(scale) * (values.astype(np.float32) - np.float32(zero_point))
@@ -135,7 +144,8 @@ class Session:
             inputs: float arrays `[N, ...]`.
 
         Yields:
-            The raw outputs (float32 or int8) of each slice, the rows that pad the last one cut.
+            The raw outputs (float32, int8 or int16) of each slice, the rows that pad the last one
+            cut.
 
         Raises:
             TypeError: an input is not a float array.
@@ -150,8 +160,8 @@ class Session:
                 part = array[start : start + size] if array.ndim else array
                 if count < size:
                     part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-                if details["dtype"] is np.int8:
-                    part = quantize(part, *details["quantization"])
+                if details["dtype"] in (np.int8, np.int16):
+                    part = quantize(part, *details["quantization"], details["dtype"])
                 self.interpreter.set_tensor(details["index"], part)
             self.interpreter.invoke()
             results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
@@ -168,7 +178,7 @@ class Session:
             if array.dtype.kind != "f":
                 raise TypeError(
                     f"input {position} is {array.dtype}, expected float32 "
-                    "(int8 inputs are quantized here)"
+                    "(integer inputs are quantized here)"
                 )
             whole = array.shape == shape
             if not whole and (array.shape[1:] != shape[1:] or array.ndim != len(shape)):
