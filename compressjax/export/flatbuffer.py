@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import nibbles
+from compressjax.export import nibbles, operands
 from compressjax.export import validate as checks
 from compressjax.export._require import require
 
+File = bytes | str | os.PathLike[str]  # a model, or where it is on the disk
 _DTYPES = {
     "FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32, "UINT8": np.uint8,
     "INT64": np.int64, "BOOL": np.bool_, "INT16": np.int16, "INT8": np.int8,
@@ -25,7 +26,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def content(model: bytes | str | os.PathLike[str]) -> bytes:
+def content(model: File) -> bytes:
     """Gives the bytes of a model that may be a file on the disk.
 
     Args:
@@ -128,12 +129,7 @@ def write(model: Any) -> bytes:
 
 def op_name(model: Any, operator: Any) -> str:
     """Names an operation as LiteRT does, such as `CONV_2D`."""
-    schema = require("ai_edge_litert.schema_py_generated")
-    code = model.operatorCodes[operator.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    name = names.get(number, f"BUILTIN_{number}")
-    return f"CUSTOM:{text(code.customCode)}" if name == "CUSTOM" else name
+    return operands.name(model.operatorCodes[operator.opcodeIndex])
 
 
 def ops(data: bytes) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from compressjax.export import operands
 from compressjax.export._require import require
 
 # Field number -> width of a scalar in bytes, "text", "bytes<width>", a table or [tables].
@@ -48,17 +49,32 @@ _MODEL: dict[str, dict[int, int | str]] = {
     "SqueezeOptions": {0: "bytes4"},
     "FullyConnectedOptions": {5: "bytes1"},
 }  # fmt: skip
-# Parts of the format that no file for a phone's CPU kernels needs, and that cannot be checked.
-_REFUSED: dict[str, dict[int, str]] = {
-    "Model": {8: "external buffer groups", 9: "external buffers"},
-    "Tensor": {9: "variant tensors"},
-    "Quantization": {5: "custom quantization"},
-    "Operator": {11: "StableHLO operations", 12: "StableHLO operations"},
+_OUTSIDE = "Files of more than 2 GB keep data so: export a smaller model, or its parts."
+_STABLEHLO = (
+    "LiteRT runs it on slow reference kernels, if at all, and no delegate takes it: "
+    "compressjax.export.check names the operation of the model and what to write instead."
+)
+# Parts of the format that no file for a phone's CPU kernels needs, and that cannot be checked;
+# with what to do.
+_REFUSED: dict[str, dict[int, tuple[str, str]]] = {
+    "Model": {8: ("external buffer groups", _OUTSIDE), 9: ("external buffers", _OUTSIDE)},
+    "Tensor": {9: ("a tensor of several types", "Convert the model without them.")},
+    "Quantization": {5: ("custom quantization", "Quantize with scales and zero points.")},
+    "Operator": {
+        11: ("an operation of StableHLO", _STABLEHLO),
+        12: ("an operation of StableHLO", _STABLEHLO),
+    },
 }
 _INDEX_VECTORS = {1: "Int32Vector", 2: "Uint16Vector", 3: "Uint8Vector"}
 _POINTS = {"INT8": (-128, 127), "UINT8": (0, 255), "INT4": (-8, 7)}  # 0 for the others
 _MAX_RATIO = 2.0**18
-_CONTROL_FLOW = ("If", "While", "Call", "CallOnce")
+_CONTROL_FLOW = {
+    "IfOptions": "IF",
+    "WhileOptions": "WHILE",
+    "CallOptions": "CALL",
+    "CallOnceOptions": "CALL_ONCE",
+    "VarHandleOptions": "VAR_HANDLE",
+}
 _ITEM_BITS = {
     "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT8": 8, "INT64": 64, "BOOL": 8, "INT16": 16,
     "INT8": 8, "FLOAT64": 64, "UINT64": 64, "UINT32": 32, "UINT16": 16, "INT4": 4,
@@ -78,6 +94,9 @@ class _Bytes:
             "Export or download the file again."
         )
 
+    def unsupported(self, where: str, what: str, advice: str) -> ValueError:
+        return ValueError(f"unsupported .tflite: {where} {what}. {advice}")
+
     def number(self, code: str, at: int, where: str) -> int:
         if at < 0 or at + struct.calcsize(code) > len(self.data):
             raise self.fail(where, f"is at byte {at}, outside the file")
@@ -92,7 +111,8 @@ class _Bytes:
             if offset == 0:
                 continue
             if index in _REFUSED.get(kind, {}):
-                raise self.fail(where, f"uses {_REFUSED[kind][index]}, which is not supported")
+                part, advice = _REFUSED[kind][index]
+                raise self.unsupported(where, f"uses {part}, which is not supported", advice)
             form = _MODEL[kind].get(index, 1)
             width = form if isinstance(form, int) else 4
             if offset < 4 or offset + width > size:
@@ -150,9 +170,20 @@ class _Bytes:
             raise self.fail(where, f"has options of the unknown type {number}")
         reader = getattr(schema, name)
         vectors = any(method.endswith("Length") for method in vars(reader))
-        flow = name.removesuffix("Options") in _CONTROL_FLOW or name == "VarHandleOptions"
-        if flow or (vectors and name not in _MODEL):
-            raise self.fail(where, f"has {name}, which is not supported")
+        if name in _CONTROL_FLOW:
+            raise self.unsupported(
+                where,
+                f"is {_CONTROL_FLOW[name]}, and this reader does not follow control flow or state",
+                "LiteRT may run the file all the same. To have it read here, write loops out "
+                "(lax.scan with unroll=True, or a Python loop), choose with jnp.where in place of "
+                "lax.cond, and export again.",
+            )
+        if vectors and name not in _MODEL:
+            raise self.unsupported(
+                where,
+                f"has {name}, whose lists are not checked, which is not supported",
+                "Replace the operation and export again.",
+            )
         self.follow(at, name if name in _MODEL else "Options", f"the options of {where}")
 
 
@@ -165,7 +196,8 @@ def structure(data: bytes) -> None:
     Raises:
         TypeError: `data` is not bytes.
         ValueError: the file is truncated or damaged, or uses a part of the format that cannot be
-            checked (external buffers, control flow, StableHLO operations).
+            checked (external buffers, control flow, StableHLO operations). What follows the
+            FlatBuffer in the file, such as the ZIP of a model's associated files, is not looked at.
 
     Example:
         >>> structure(b'not a model')
@@ -225,12 +257,12 @@ def _in_range(indices: Any, count: int, where: str, *, lowest: int = 0) -> None:
 
 def _check_operators(graph: Any, buffers: list[Any], codes: list[Any], where: str) -> None:
     """Every operation reads constants, inputs or earlier results, and writes new tensors."""
-    schema = require("ai_edge_litert.schema_py_generated")
-    densify = schema.BuiltinOperator.DENSIFY
-    unpackers = {i for i, code in enumerate(codes) if code.builtinCode == densify}
+    names = [operands.name(code) for code in codes]
     tensors = graph.tensors or []
-    ready = {i for i, t in enumerate(tensors) if _data(buffers, t) is not None or t.isVariable}
-    constants = frozenset(ready)
+    constants = {i for i, t in enumerate(tensors) if _data(buffers, t) is not None or t.isVariable}
+    # What has no elements, such as the shape of a scalar, may be a constant without data.
+    empty = {i for i, t in enumerate(tensors) if t.shape is not None and 0 in t.shape}
+    ready = constants | empty
     _in_range(graph.inputs, len(tensors), f"{where}: input tensor")
     _in_range(graph.outputs, len(tensors), f"{where}: output tensor")
     ready.update(int(i) for i in ([] if graph.inputs is None else graph.inputs))
@@ -240,11 +272,13 @@ def _check_operators(graph: Any, buffers: list[Any], codes: list[Any], where: st
         _in_range(operator.inputs, len(tensors), f"{here}: input tensor", lowest=-1)
         _in_range(operator.outputs, len(tensors), f"{here}: output tensor")
         _in_range(operator.intermediates, len(tensors), f"{here}: intermediate tensor")
+        name = names[operator.opcodeIndex]
+        operands.check(name, operator, here)
         reads = [int(i) for i in ([] if operator.inputs is None else operator.inputs) if i >= 0]
         for read in reads:
             if read not in ready:
                 raise ValueError(f"damaged .tflite: {here} reads tensor {read} before it exists")
-            if tensors[read].sparsity is not None and operator.opcodeIndex not in unpackers:
+            if tensors[read].sparsity is not None and name != "DENSIFY":
                 raise ValueError(
                     f"{here} reads the sparse tensor {read} without a DENSIFY, which LiteRT's "
                     "delegate would take for a dense one: not supported"
@@ -253,7 +287,7 @@ def _check_operators(graph: Any, buffers: list[Any], codes: list[Any], where: st
         if written & constants:
             raise ValueError(f"damaged .tflite: {here} writes a constant tensor")
         ready |= written
-        if operator.opcodeIndex in unpackers and _forms(tensors, {*reads} | written) != 1:
+        if name == "DENSIFY" and _forms(tensors, {*reads} | written) != 1:
             raise ValueError(f"damaged .tflite: {here} unpacks to another type or shape")
         _check_ratio(tensors, reads, written, here)
     for output in [] if graph.outputs is None else graph.outputs:
@@ -298,7 +332,9 @@ def _check_tensor(tensor: Any, buffers: list[Any], where: str) -> None:
     kind = names.get(tensor.type)
     data = _data(buffers, tensor)
     if buffers[tensor.buffer].offset or buffers[tensor.buffer].size:
-        raise ValueError(f"{where} keeps its data outside the FlatBuffer, which is not supported")
+        raise ValueError(
+            f"unsupported .tflite: {where} keeps its data outside the FlatBuffer. {_OUTSIDE}"
+        )
     if data is not None:
         if kind not in _ITEM_BITS:
             raise ValueError(f"{where} is a constant of type {kind or tensor.type}: not supported")

@@ -1,14 +1,18 @@
 """A damaged file is an error with a name, never a crash."""
 
 import functools
+import io
 import struct
+import zipfile
 
 import hypothesis
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from compressjax.export import flatbuffer, ops, tflite, validate
+from compressjax.export import flatbuffer, ops, run, tflite, validate
 from tests.support import plans
 
 
@@ -134,6 +138,70 @@ def _version(model, graph):
     model.version = 4
 
 
+def _without_bias(model, graph):
+    """LiteRT 2.3 reads past the operands of a depthwise convolution that has two of them."""
+    code = next(
+        i for i, c in enumerate(model.operatorCodes) if flatbuffer.operands.name(c) == "CONV_2D"
+    )
+    model.operatorCodes[code].builtinCode = model.operatorCodes[code].deprecatedBuiltinCode = 4
+    operator = next(op for op in graph.operators if op.opcodeIndex == code)
+    operator.inputs = operator.inputs[:2]
+
+
+def _operator(model, graph, name):
+    return next(op for op in graph.operators if flatbuffer.op_name(model, op) == name)
+
+
+def _left_out(model, graph):
+    add = _operator(model, graph, "ADD")
+    add.inputs = [add.inputs[0], -1]
+
+
+def _too_many(model, graph):
+    add = _operator(model, graph, "ADD")
+    add.inputs = [*add.inputs, add.inputs[0]]
+
+
+def _another_operation(model, graph):
+    pool = _operator(model, graph, "MAX_POOL_2D")
+    pool.opcodeIndex = _operator(model, graph, "CONV_2D").opcodeIndex
+
+
+def _no_options(model, graph):
+    conv = _operator(model, graph, "CONV_2D")
+    conv.builtinOptions, conv.builtinOptionsType = None, 0
+
+
+def _other_options(model, graph):
+    pool, conv = _operator(model, graph, "MAX_POOL_2D"), _operator(model, graph, "CONV_2D")
+    pool.builtinOptions, pool.builtinOptionsType = conv.builtinOptions, conv.builtinOptionsType
+
+
+def _unknown_options(model, graph):
+    add = _operator(model, graph, "ADD")
+    add.builtinOptions, add.builtinOptionsType = None, 255
+
+
+def _no_stride(model, graph):
+    _operator(model, graph, "MAX_POOL_2D").builtinOptions.strideW = 0
+
+
+def _two_results(model, graph):
+    add = _operator(model, graph, "ADD")
+    graph.tensors.append(graph.tensors[add.outputs[0]])
+    add.outputs = [add.outputs[0], len(graph.tensors) - 1]
+
+
+def _recurrent(model, graph):
+    code = model.operatorCodes[_operator(model, graph, "ADD").opcodeIndex]
+    code.builtinCode = code.deprecatedBuiltinCode = 44  # UNIDIRECTIONAL_SEQUENCE_LSTM
+
+
+def _call(model, graph):
+    code = model.operatorCodes[_operator(model, graph, "ADD").opcodeIndex]
+    code.builtinCode = code.deprecatedBuiltinCode = 31  # CALL
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -151,6 +219,17 @@ def _version(model, graph):
         (_far_scales, "too far apart"),
         (_bad_channel_axis, "8 scales on axis 1"),
         (_version, "version 4"),
+        (_without_bias, r"DEPTHWISE_CONV_2D with the inputs \[.*\], expected 3"),
+        (_left_out, r"ADD with the inputs \[\d+, -1\], expected 2"),
+        (_too_many, "ADD with the inputs .*, expected 2"),
+        (_another_operation, "CONV_2D with the inputs .*, expected 2 to 3"),
+        (_no_options, "CONV_2D with NONE, expected Conv2DOptions"),
+        (_other_options, "MAX_POOL_2D with Conv2DOptions, expected Pool2DOptions"),
+        (_unknown_options, "ADD with options of the unknown type 255, expected none"),
+        (_no_stride, "MAX_POOL_2D with strideW = 0"),
+        (_two_results, "ADD with 2 outputs, expected 1"),
+        (_recurrent, "UNIDIRECTIONAL_SEQUENCE_LSTM, which this reader does not know"),
+        (_call, "CALL: control flow is not followed"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
@@ -168,3 +247,39 @@ def test_large_model_is_not_refused():
     data = tflite(model, {}, *model.example(), via="litert")
     validate(data)
     assert ops(data).count("FULLY_CONNECTED") == 60
+
+
+def _converted(fn) -> bytes:
+    return tflite(lambda _, x: fn(x), {}, jnp.ones((2, 6)), via="litert")
+
+
+def test_a_constant_without_elements_needs_no_data():
+    """The shape of a scalar is such a constant."""
+    data = _converted(lambda x: lax.dynamic_slice(x, (0, x[0, 0].astype(int)), (2, 3)))
+    assert "RESHAPE" in ops(data)
+
+
+def test_control_flow_is_not_called_damage():
+    data = _converted(lambda x: lax.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, x))
+    with pytest.raises(ValueError, match="unsupported .*is IF, .*control flow.*jnp.where"):
+        validate(data)
+
+
+def test_operations_of_stablehlo_are_named():
+    data = _converted(lambda x: lax.cumsum(x, axis=1, reverse=True))
+    with pytest.raises(ValueError, match="unsupported .*StableHLO.*check names the operation"):
+        validate(data)
+
+
+def test_what_is_appended_to_the_flatbuffer_is_left_alone():
+    """Associated files of a model are a ZIP behind it."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("labels.txt", "cat\ndog")
+    data = _file() + archive.getvalue()
+    assert ops(data) == ops(_file())
+    model = plans.Model(plans.pools())
+    x = np.concatenate([model.example()[0]] * 2)
+    np.testing.assert_array_equal(run(data, x), run(_file(), x))
+    with pytest.raises(ValueError, match="tflite"):
+        validate(_file()[: len(_file()) // 2] + archive.getvalue())
