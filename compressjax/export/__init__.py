@@ -1,9 +1,11 @@
 """A model as a .tflite, and the proof that it is the model that was trained."""
 
-from compressjax.export.benchmark import Latency, benchmark
+from compressjax.export.benchmark import Latency, Turns, benchmark, compare
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.int4 import pack_int4
+from compressjax.export.memory import arena_bytes
 from compressjax.export.parity import Distance, Layer, Parity
+from compressjax.export.profile import Kernel, profile
 from compressjax.export.runtime import run
 from compressjax.export.serving import saved_model, stablehlo
 from compressjax.export.sparse import sparsify
@@ -12,12 +14,17 @@ from compressjax.export.verify import verify
 
 __all__ = [
     "Distance",
+    "Kernel",
     "Latency",
     "Layer",
     "Parity",
+    "Turns",
+    "arena_bytes",
     "benchmark",
+    "compare",
     "ops",
     "pack_int4",
+    "profile",
     "run",
     "saved_model",
     "sparsify",

@@ -8,7 +8,6 @@ comparison found.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +16,12 @@ import numpy as np
 
 from compressjax import quant
 from compressjax.export import flatbuffer, probe
+from compressjax.export.flatbuffer import File
 from compressjax.export.parity import Distance, Layer, Parity, sqnr_db
 from compressjax.export.probe import Probe
 from compressjax.export.runtime import Session, dequantize
 from compressjax.quant import calibration
 
-File = bytes | str | os.PathLike[str]
 Rows = Sequence[np.ndarray]
 
 
