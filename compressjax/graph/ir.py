@@ -55,6 +55,7 @@ class Op:
       bind: evaluates it: `bind(params, *inputs) -> outputs`.
       body: of a `scan`, one step: its inputs are the constants, the carry and one slice of what is
         scanned over, its outputs the new carry and one slice of what is collected.
+      source: the line that it comes from, `net.py:12:4 (apply)`; empty where that is not known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Op:
     macs: int
     bind: Callable[..., Sequence[Any]]
     body: "Graph | None" = None
+    source: str = ""
 
     @property
     def out_shape(self) -> tuple[int, ...]:

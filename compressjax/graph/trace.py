@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import numpy as np
+from jax.extend import source_info_util
 
 from compressjax import tree
 from compressjax.graph import cost
@@ -116,6 +117,7 @@ class _Flattener:
         self.links: dict[Value, str] = {}
         self.notes: list[str] = []
         self.checkpoint: Mapping[str, Any] | None = None
+        self.caller = ""  # the line that called what is being opened, if that is a library's
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         env: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -140,7 +142,7 @@ class _Flattener:
             if kind in _CHECKPOINTS and self.checkpoint is None:
                 self.checkpoint = eqn.params
             if kind in _INLINED:
-                return self.run(jaxpr, consts, inputs)
+                return self._open(eqn, jaxpr, consts, inputs)
             name = jaxpr.debug_info.func_name
             activation = _activation(name, jaxpr, inputs)
             if activation is not None:
@@ -157,7 +159,7 @@ class _Flattener:
                     self.notes.append(
                         f"{self.where}{name} is opened: its own derivative rule is not used"
                     )
-                return self.run(jaxpr, consts, inputs)
+                return self._open(eqn, jaxpr, consts, inputs)
             return self._add(eqn, name, inputs, _call(eqn))
         if kind == "convert_element_type" and isinstance(inputs[0], Literal):
             dtype = eqn.params["new_dtype"]
@@ -171,6 +173,18 @@ class _Flattener:
         if kind in ("while", "cond"):
             self.notes.append(f"{kind} is left whole: transforms do not look inside it")
         return self._add(eqn, kind, inputs, _bind(eqn.primitive))
+
+    def _open(
+        self, eqn: Any, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]
+    ) -> list[Value]:
+        """Runs the body of a call; JAX keeps those of libraries, with the line of the first call."""
+        before = self.caller
+        if "site-packages" in jaxpr.debug_info.func_src_info:
+            self.caller = before or _source(eqn)
+        try:
+            return self.run(jaxpr, consts, inputs)
+        finally:
+            self.caller = before
 
     def _step(self, eqn: Any, inputs: Sequence[Value]) -> Graph:
         """What a scan does in each step; what reads a variable, or a slice of it, is named so."""
@@ -211,13 +225,32 @@ class _Flattener:
             eqn.params,
         )
         self.ops.append(
-            Op("", kind, tuple(inputs), outputs, eqn.params, variables, macs, bind, body)
+            Op(
+                name="",
+                kind=kind,
+                inputs=tuple(inputs),
+                outputs=outputs,
+                params=eqn.params,
+                variables=variables,
+                macs=macs,
+                bind=bind,
+                body=body,
+                source=self.caller or _source(eqn),
+            )
         )
         return outputs
 
 
 def _value(aval: Any) -> Value:
     return Value(tuple(getattr(aval, "shape", ())), getattr(aval, "dtype", None))
+
+
+def _source(eqn: Any) -> str:
+    """The line that made an equation, rather in the user's code than in a library that it calls."""
+    lines = source_info_util.summarize(eqn.source_info, num_frames=64).splitlines()
+    own = [line for line in lines if "site-packages" not in line]
+    found = (own or lines or [""])[-1]
+    return "" if found == "unknown" else found
 
 
 def _bind(primitive: Any) -> Callable[..., Sequence[Any]]:

@@ -278,3 +278,20 @@ def test_substitute_follows_chains_and_drops_what_nothing_reads():
     assert names(skipped) == [add.name, last.name]
     np.testing.assert_array_equal(interpret(skipped, {}, X), (X + 1.0) * 3.0)
     assert kinds(substitute(graph, {last.outputs[0]: graph.inputs["input_0"]})) == []
+
+
+def test_an_operation_knows_the_line_that_it_comes_from():
+    def fn(v, x):
+        return nn.LayerNorm().apply(v, jnp.sin(x))  # what a library does counts as this line
+
+    variables = {"params": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
+    ops = trace(fn, variables, jnp.ones((2, 3))).ops
+    assert all("test_trace.py" in op.source and "fn" in op.source for op in ops)
+    assert len({op.source for op in ops}) == 2
+
+
+def test_the_line_of_a_cached_call_is_not_that_of_its_first_caller():
+    jnp.sort(jnp.ones(5))
+    first = trace(lambda v, x: jnp.sort(x), {}, jnp.ones(5)).ops[0].source
+    second = trace(lambda v, x: jnp.sort(x), {}, jnp.ones(5)).ops[0].source
+    assert first != second

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 from compressjax.graph import trace
-from compressjax.quant.placement import place
+from compressjax.quant.placement import place, refusals
 
 IMAGE = (2, 8, 8, 4)
 
@@ -654,3 +654,24 @@ def test_int_inputs_are_refused():
 def test_int_outputs_are_refused():
     with pytest.raises(ValueError, match=r"output 0 has dtype int32, expected a float output"):
         place(trace(lambda v, x: jnp.ones(2, "int32"), {}, jnp.ones(2), keep_custom=False))
+
+
+def test_refusals_are_all_named_with_their_lines():
+    def fn(v, x, count):
+        y = jnp.sin(x) + 1.0
+        return jax.nn.relu(jnp.sort(y) * y), y.argmax(-1)
+
+    x, count = jax.ShapeDtypeStruct((2, 4), "float32"), jax.ShapeDtypeStruct((2,), "int32")
+    found = refusals(trace(fn, {}, x, count, keep_custom=False))
+    names = ["input_1", "sin_0", "sort_0", "argmax_0", "output_1"]
+    assert [refusal.name for refusal in found] == names
+    assert all("test_placement.py" in found[i].source for i in (1, 2, 3))
+    with pytest.raises(ValueError, match="input_1 has dtype int32"):
+        place(trace(fn, {}, x, count, keep_custom=False))
+
+
+def test_what_can_be_placed_has_no_refusals():
+    def fn(v, x):
+        return jax.nn.gelu(nn.avg_pool(x, (2, 2), (2, 2)))
+
+    assert refusals(trace(fn, {}, jnp.ones(IMAGE), keep_custom=False)) == ()

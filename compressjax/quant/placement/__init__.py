@@ -8,7 +8,7 @@ input becomes a step here or is an error: nothing falls back to float in silence
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from compressjax.graph import Graph, Op
 from compressjax.quant.placement import (
@@ -19,7 +19,7 @@ from compressjax.quant.placement import (
     recognition,
     windows,
 )
-from compressjax.quant.placement.placer import Placer, is_cast
+from compressjax.quant.placement.placer import Placer, Refusal, is_cast
 from compressjax.quant.plan import Plan
 
 _ALIASES = frozenset({"stop_gradient", "copy", "copy_p", "optimization_barrier"})
@@ -76,7 +76,7 @@ def place(graph: Graph) -> Plan:
 
     Raises:
       ValueError: for an operation that no int8 step stands for, an input or output that is not
-        float, or an output that no step computes.
+        float, or an output that no step computes: the first of `refusals`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -89,24 +89,61 @@ def place(graph: Graph) -> Plan:
       [('kernel', 'dense', 0.0)]
     """
     placer = Placer(graph)
-    groups: dict[Op, Callable[[], None]] = {}
+    for refusal in _walk(placer):
+        raise refusal
+    return placer.plan()
+
+
+def refusals(graph: Graph) -> tuple[Refusal, ...]:
+    """Lists everything in a graph that `place` would refuse, not only the first of it.
+
+    What follows a refused operation is judged as if that operation were an input.
+
+    Args:
+      graph: from `trace(..., keep_custom=False)`.
+
+    Returns:
+      The errors, in the order of the operations; none where the graph can be placed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from compressjax import graph as graphs
+      >>> graph = graphs.trace(lambda v, x: jnp.sin(jnp.sort(x) + 1.0), {}, jnp.ones((1, 3)))
+      >>> [refusal.name for refusal in refusals(graph)]
+      ['sort_0', 'sin_0']
+    """
+    return tuple(_walk(Placer(graph)))
+
+
+def _walk(placer: Placer) -> Iterator[Refusal]:
+    """Places what can be placed, and yields the rest."""
+    graph = placer.graph
+    yield from placer.unfit_inputs()
+    groups: dict[Op, tuple[Callable[[], None], Sequence[Op]]] = {}
     for match in recognition.functions(graph):
-        groups[match.ops[-1]] = functools.partial(pointwise.function, placer, match)
+        groups[match.ops[-1]] = functools.partial(pointwise.function, placer, match), match.ops
         placer.covered.update(match.ops)
     for found in norms.variances(graph):
-        groups[found.ops[0]] = functools.partial(norms.place_variance, placer, found)
+        groups[found.ops[0]] = functools.partial(norms.place_variance, placer, found), found.ops
         placer.covered.update(found.ops)
     for op in graph.ops:
-        if op in groups:
-            groups[op]()
-        elif op not in placer.covered and not all(map(graph.is_static, op.outputs)):
-            _place_op(placer, op)
-    return placer.plan()
+        if op in placer.covered and op not in groups:
+            continue
+        if op not in groups and all(map(graph.is_static, op.outputs)):
+            continue
+        place_group, ops = groups.get(op, (functools.partial(_place_op, placer, op), (op,)))
+        try:
+            place_group()
+        except Refusal as refusal:
+            yield refusal
+            for refused in ops:
+                placer.assume(refused)
+    yield from placer.unfit_outputs()
 
 
 def _place_op(placer: Placer, op: Op) -> None:
     if op.kind in _ALIASES or is_cast(op):
-        placer.tensors[op.outputs[0]] = placer.tensors[op.inputs[0]]
+        placer.tensors[op.outputs[0]] = placer.tensor(op, op.inputs[0])
         return
     rule = _RULES.get(op.kind)
     if rule is None:

@@ -3,7 +3,7 @@
 The rules in the neighbouring modules say what an operation becomes; this is what they write into.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -24,8 +24,30 @@ FIXED_GRIDS = {
 
 # Steps that may stand in a plan twice: what their output shares its range with tells them apart.
 _REPEATED = frozenset(
-    "requantize concatenate pad reshape transpose slice relu clamp maximum minimum".split()
+    "requantize concatenate pad reshape transpose slice relu clamp maximum minimum refused".split()
 )
+
+
+class Refusal(ValueError):
+    """What cannot be placed, and why.
+
+    Attributes:
+      name: of the operation, or `input_0`, `output_1`.
+      kind: of the operation; `input` or `output`.
+      why: the reason, a phrase.
+      advice: what to do, a sentence; where it is empty, only the operations that are placed help.
+      source: the line that the operation comes from, if it is known.
+    """
+
+    def __init__(
+        self, name: str, kind: str, why: str, message: str, advice: str = "", source: str = ""
+    ):
+        super().__init__(message)
+        self.name = name
+        self.kind = kind
+        self.why = why
+        self.advice = advice
+        self.source = source
 
 
 class Placer:
@@ -40,36 +62,46 @@ class Placer:
         self.fixed: dict[str, tuple[float, int]] = {}
         self.known: dict[Any, str] = {}
         for name, value in graph.inputs.items():
-            if not jnp.issubdtype(value.dtype, jnp.floating):
-                raise ValueError(
-                    f"{name} has dtype {value.dtype}; a quantized model takes float inputs: cast "
-                    "before the call, outside the function"
-                )
             self.tensors[value] = name
             self.ranges[name] = name
 
-    def plan(self) -> Plan:
-        """What was collected, as a plan."""
-        outputs = []
+    def unfit_inputs(self) -> Iterator[Refusal]:
+        """Refuses inputs that are not float."""
+        for name, value in self.graph.inputs.items():
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                why = f"{name} has dtype {value.dtype}; a quantized model takes float inputs"
+                advice = "cast before the call, outside the function"
+                yield Refusal(name, "input", why, f"{why}: {advice}", advice)
+
+    def unfit_outputs(self) -> Iterator[Refusal]:
+        """Refuses outputs that are not float, or that no step computes."""
         for i, value in enumerate(self.graph.outputs):
             if not jnp.issubdtype(value.dtype, jnp.floating):
-                raise ValueError(
-                    f"output {i} has dtype {value.dtype}, expected a float output: return the "
-                    "logits, and take argmax outside the function"
-                )
-            if value not in self.tensors:
-                raise ValueError(
-                    f"output {i} does not depend on an input: there is nothing to quantize"
-                )
-            outputs.append(self.tensors[value])
+                why = f"output {i} has dtype {value.dtype}, expected a float output"
+                advice = "return the logits, and take argmax outside the function"
+            elif value not in self.tensors:
+                why = f"output {i} does not depend on an input"
+                advice = "there is nothing to quantize"
+            else:
+                continue
+            yield Refusal(f"output_{i}", "output", why, f"{why}: {advice}", advice)
+
+    def plan(self) -> Plan:
+        """What was collected, as a plan."""
+        outputs = tuple(self.tensors[value] for value in self.graph.outputs)
         ranges = {name: self.range_of(name) for name in self.ranges}
-        return Plan(
-            self.graph, self.graph.inputs, tuple(self.steps), tuple(outputs), ranges, self.fixed
-        )
+        return Plan(self.graph, self.graph.inputs, tuple(self.steps), outputs, ranges, self.fixed)
+
+    def assume(self, op: Op) -> None:
+        """Goes on behind an operation that was refused, as if it were an input of its own."""
+        for i, value in enumerate(op.outputs):
+            if value not in self.tensors:
+                name = f"{op.name}/refused_{i}"
+                self.add(op, "refused", [], value, name=name, shape=value.shape)
 
     def refuse(self, op: Op, why: str) -> NoReturn:
         """Raises the error that names an operation and says what to do."""
-        raise ValueError(
+        message = (
             f"cannot quantize operation {op.name!r} ({op.kind}, output shape {op.out_shape}): "
             f"{why}. "
             "Rewrite it with convolutions, matrix products, add, sub, mul, pooling, means, "
@@ -77,6 +109,7 @@ class Placer:
             "tanh, exp, log, rsqrt, whole powers, layer norms or softmax, or leave it out of the "
             "function that is quantized."
         )
+        raise Refusal(op.name, op.kind, why, message, source=op.source)
 
     def range_of(self, name: str) -> str:
         """The tensor whose range a tensor has."""
