@@ -177,7 +177,7 @@ class _Flattener:
     def _open(
         self, eqn: Any, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]
     ) -> list[Value]:
-        """Runs the body of a call; JAX keeps those of libraries, with the line of the first call."""
+        """Runs the body of a call; those of libraries are kept, with the line of the first call."""
         before = self.caller
         if "site-packages" in jaxpr.debug_info.func_src_info:
             self.caller = before or _source(eqn)
