@@ -54,7 +54,7 @@ def _on_one_grid(model: Any, operator: Any) -> bool:
         return False
     tensors = model.subgraphs[0].tensors
     source, target = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
-    if flatbuffer.dtype(source) != np.int8:
+    if flatbuffer.dtype(source) not in (np.int8, np.int16):
         return False
     first, second = source.quantization, target.quantization
     same_scale = np.array_equal(first.scale, second.scale)
@@ -67,6 +67,7 @@ def _comparisons(model: Any, operator: Any, bounds: Any) -> list[Any]:
     source, output = operator.inputs[0], operator.outputs[0]
     target = graph.tensors[output]
     scale, zero = np.float32(target.quantization.scale[0]), int(target.quantization.zeroPoint[0])
+    kind = flatbuffer.dtype(target)
     wanted = [
         (name, bound) for name, bound in zip(_NAMES, bounds, strict=True) if bound is not None
     ]
@@ -74,22 +75,24 @@ def _comparisons(model: Any, operator: Any, bounds: Any) -> list[Any]:
     for i, (name, bound) in enumerate(wanted):
         last = i == len(wanted) - 1
         result = output if last else _tensor(model, target, list(target.shape), None, "clamped")
-        made.append(_comparison(model, name, source, result, _code(bound, scale, zero)))
+        code = np.array([_code(bound, scale, zero, kind)], kind)
+        made.append(_comparison(model, name, source, result, code))
         source = result
     return made
 
 
-def _code(bound: float, scale: np.float32, zero: int) -> int:
+def _code(bound: float, scale: np.float32, zero: int, kind: np.dtype[Any]) -> int:
     """The code of a bound, as the RELU kernels find it: halves away from zero."""
+    limits = np.iinfo(kind)
     steps = np.float32(bound) / scale
     whole = np.trunc(steps)
-    return int(np.clip(whole + np.trunc(2 * (steps - whole)) + zero, -128, 127))
+    return int(np.clip(whole + np.trunc(2 * (steps - whole)) + zero, limits.min, limits.max))
 
 
-def _comparison(model: Any, name: str, source: int, output: int, code: int) -> Any:
+def _comparison(model: Any, name: str, source: int, output: int, code: np.ndarray) -> Any:
     schema = require("ai_edge_litert.schema_py_generated")
     like = model.subgraphs[0].tensors[output]
-    constant = _tensor(model, like, [1], np.array([code], np.int8), name.lower())
+    constant = _tensor(model, like, [1], code, name.lower())
     return schema.OperatorT(
         opcodeIndex=opcode(model, name, 2),
         inputs=[source, constant],
@@ -100,7 +103,7 @@ def _comparison(model: Any, name: str, source: int, output: int, code: int) -> A
 
 
 def _tensor(model: Any, like: Any, shape: list[int], data: np.ndarray | None, suffix: str) -> int:
-    """Adds an int8 tensor on the grid of another one."""
+    """Adds a tensor of the type and on the grid of another one."""
     schema = require("ai_edge_litert.schema_py_generated")
     buffer = 0
     if data is not None:

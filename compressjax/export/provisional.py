@@ -25,6 +25,7 @@ SAME_SCALE = frozenset(
 )
 WEIGHTED = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
+_WIDE_FIXED = (2.0**-15, 0)  # of the same functions in int16
 # What a converter is told in place of a function that it would take apart, or has no name for.
 _STAND_INS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
@@ -52,6 +53,7 @@ def label(plan: Frozen) -> Frozen:
     for name in plan.outputs:
         if plan.outputs.count(name) > 1:
             raise ValueError(f"the model returns {name!r} twice; return each value once")
+    plan = _narrowed(plan) if plan.wide else plan
     scales = _labels(plan)
     points = {name: point for name, (_, point) in plan.quantization().items()}
     steps = []
@@ -147,6 +149,24 @@ def names_by_scale(plan: Frozen) -> Mapping[float, frozenset[str]]:
     return {scale: frozenset(names) for scale, names in groups.items()}
 
 
+def _narrowed(plan: Frozen) -> Frozen:
+    """A plan of int16 activations as one of int8: converters know no labels of 16 bits."""
+    grids = {name: (scale, point) for name, _, scale, point in plan.inputs}
+    steps = []
+    for step in plan.steps:
+        grid = (step.scale, step.zero_point)
+        if step.kind in FIXED_SCALE:
+            _expect(step, _WIDE_FIXED, f"that LiteRT fixes for {step.kind} in int16")
+            grid = FIXED_SCALE[step.kind]
+        elif step.kind in SAME_SCALE or (folds(plan, step) and step.kind != "requantize"):
+            before = plan.quantization()[step.inputs[0]]
+            _expect(step, before, f"of its input {step.inputs[0]!r}")
+            grid = grids[step.inputs[0]]
+        grids[step.name] = grid
+        steps.append(dataclasses.replace(step, scale=grid[0], zero_point=grid[1]))
+    return Frozen(plan.inputs, tuple(steps), plan.outputs)
+
+
 def _labels(plan: Frozen) -> dict[str, float]:
     """Labels by name: one for each set of values that are bound to share a scale."""
     grids = plan.quantization()
@@ -192,7 +212,7 @@ def _expect(step: FrozenStep, grid: tuple[float, int], whose: str) -> None:
 def _constant(codes: Codes, input_scale: float, rng: np.random.Generator, *, weight: bool) -> Codes:
     """Pseudo-random codes that reach the ends of their grid, so that no converter rescales them."""
     shape = codes.codes.shape
-    if codes.codes.dtype == np.int32:
+    if codes.codes.dtype in (np.int32, np.int64):
         product = np.asarray(np.float32(input_scale) * _WEIGHT_SCALE)
         return Codes(rng.integers(1, 1000, shape, np.int32), product, None)
     pattern = rng.integers(-120, 121, shape, np.int8)

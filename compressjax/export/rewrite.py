@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import clamps, flatbuffer, operators
+from compressjax.export import clamps, flatbuffer, int16, operators
 from compressjax.export._require import require
 from compressjax.export.match import Matched, match
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
@@ -41,6 +41,8 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
     model = flatbuffer.read(raw)
     operators.quantize_transposed(model)
     matched = match(model, labelled)
+    if plan.wide:
+        int16.widen_activations(model)
     grids = plan.quantization()
     steps = {step.name: step for step in plan.steps}
     labels = {step.name: step for step in labelled.steps}
@@ -56,9 +58,11 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
     _name_ends(graph, model.signatureDefs[0], matched, plan)
     _requantize(model, plan, matched)
     clamps.compare(model, [(operator, steps[name]) for operator, name in matched.steps])
+    if plan.wide:
+        int16.set_versions(model)
     if int8_io:
         _strip_float(graph, model.signatureDefs[0], matched)
-    _drop_unused(model)
+    drop_unused(model)
     return flatbuffer.write(model)
 
 
@@ -156,19 +160,20 @@ class _Constants:
         _set_grid(tensor, codes.scale, codes.zero_point, axis)
 
     def _pad_value(self, place: int) -> None:
-        code = -128 if self.step.params.get("lowest") else self.step.zero_point
-        tensor = self._own(place, np.asarray(code, np.int8), f"{self.step.name}/constant")
+        kind = flatbuffer.dtype(self.graph.tensors[self.operator.outputs[0]])
+        code = np.iinfo(kind).min if self.step.params.get("lowest") else self.step.zero_point
+        tensor = self._own(place, np.asarray(code, kind), f"{self.step.name}/constant")
         _set_grid(tensor, self.step.scale, self.step.zero_point, 0)
 
     def _bias(self, input_scale: float) -> None:
-        biases = [codes for codes in self.step.constants if codes.codes.dtype == np.int32]
-        weight = self.step.constants[0]
+        output = self.graph.tensors[self.operator.outputs[0]]
+        weight, *biases = self.step.constants
         if biases:
             bias = biases[0]
         else:
-            channels = self.graph.tensors[self.operator.outputs[0]].shape[-1]
             scale = np.float32(input_scale) * np.asarray(weight.scale, np.float32)
-            bias = Codes(np.zeros(channels, np.int32), scale, None)
+            kind = np.int32 if flatbuffer.dtype(output) == np.int8 else np.int64
+            bias = Codes(np.zeros(output.shape[-1], kind), scale, None)
         data = np.ascontiguousarray(bias.codes.reshape(-1))
         tensor = self._own(_BIAS.get(self.op, 2), data, f"{self.step.name}/bias")
         _set_grid(tensor, bias.scale, 0, 0)
@@ -249,8 +254,12 @@ def _strip_float(graph: Any, signature: Any, matched: Matched) -> None:
         entry.tensorIndex = other[entry.tensorIndex]
 
 
-def _drop_unused(model: Any) -> None:
-    """Keeps the tensors, buffers and operator codes that are still referred to, in order."""
+def drop_unused(model: Any) -> None:
+    """Keeps the tensors, buffers and operator codes that are still referred to, in order.
+
+    Args:
+        model: the unpacked file, of one subgraph and one signature; it is changed.
+    """
     schema = require("ai_edge_litert.schema_py_generated")
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     used = dict.fromkeys(int(i) for i in graph.inputs)

@@ -161,7 +161,8 @@ class Session:
                 if count < size:
                     part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
                 if details["dtype"] in (np.int8, np.int16):
-                    part = quantize(part, *details["quantization"], details["dtype"])
+                    scale, zero_point = details["quantization"]
+                    part = quantize(part, scale, zero_point, details["dtype"])
                 self.interpreter.set_tensor(details["index"], part)
             self.interpreter.invoke()
             results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]

@@ -21,6 +21,8 @@ from compressjax.quant.plan import Plan, Step
 from compressjax.quant.spec import Activations, Layout, Spec, layout
 
 Variables = Mapping[str, Any]
+# What LiteRT fixes for int16 outputs of softmax, logistic and tanh.
+WIDE_SCALE = 2.0**-15
 
 
 class Run(NamedTuple):
@@ -219,6 +221,8 @@ def _fixed(activations: Activations, scale: float, zero_point: int) -> Affine:
     """A grid that LiteRT fixes, or one of another width over the same ends."""
     if activations.litert:
         return Affine(jnp.float32(scale), jnp.float32(zero_point))
+    if activations.wide:
+        return Affine(jnp.float32(WIDE_SCALE), jnp.float32(0.0))
     low, high = ((code - zero_point) * scale for code in (-128, 127))
     ends = jnp.float32(low), jnp.float32(high)
     return ranges.grid_of(*ends, activations.codes, symmetric=activations.symmetric)

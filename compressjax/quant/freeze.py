@@ -1,20 +1,26 @@
 """Freezing: a plan with calibrated variables as plain integers.
 
-`frozen` says what a frozen plan is; this makes one, or says which layers LiteRT's int8 tensors
-cannot hold.
+`frozen` says what a frozen plan is; this makes one, or says which layers LiteRT's int8 or int16
+tensors cannot hold.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from compressjax.quant import forward, ranges, steps
+from compressjax.quant import forward, ranges, simulate, steps
 from compressjax.quant.forward import Variables
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Plan, Step
-from compressjax.quant.spec import Layout, Spec, layout
+from compressjax.quant.ranges import grid_of
+from compressjax.quant.spec import Activations, Layout, Spec, layout
+
+# Sums beside 16-bit activations have 47 bits before LiteRT's multiplier; a bias takes part of them.
+_LARGEST_WIDE_BIAS = 2.0**40
 
 
 def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
@@ -29,15 +35,18 @@ def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
       The plan as integers.
 
     Raises:
-      ValueError: if ranges are missing or not finite, or LiteRT's int8 kernels do not run a step;
-        the message names the layers and their grids.
+      ValueError: if ranges are missing or not finite, or LiteRT's int8 or int16 tensors do not hold
+        the network; the message names the layers and their grids.
     """
     found = layout(spec, plan)
-    _check_exact(plan, found)
+    wide = all(found.activations[key].wide for key in plan.ranges.values())
+    _check_exact(plan, found, wide=wide)
     ranges.check_finite(jax.device_get(ranges.stored(plan, qv)))
 
-    def numbers(qv: Variables) -> tuple[dict[str, Affine], dict[str, steps.Coded | steps.Operand]]:
+    def numbers(qv: Variables) -> tuple[dict[str, Affine], Mapping[str, Any]]:
         grids = forward.tensor_grids(plan, found, qv)
+        if wide:
+            return grids, _wide_constants(plan, found, qv, grids)
         return grids, forward.coded(plan, spec, found, qv, grids)
 
     grids, constants = jax.device_get(jax.jit(numbers)(qv))
@@ -46,8 +55,8 @@ def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
             name=step.name,
             kind=step.kind,
             inputs=step.inputs,
-            apply=_real_apply(step, grids[step.name]),
-            constants=_constants(step, constants.get(step.name), grids),
+            apply=_real_apply(step, grids[step.name], -32768.0 if wide else -128.0),
+            constants=_constants(step, constants.get(step.name), grids, wide=wide),
             scale=float(grids[step.name].scale),
             zero_point=int(grids[step.name].zero_point),
             out_shape=step.shape,
@@ -59,10 +68,34 @@ def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
         (name, value.shape, float(grids[name].scale), int(grids[name].zero_point))
         for name, value in plan.inputs.items()
     )
-    return Frozen(inputs, tuple(frozen), plan.outputs)
+    return Frozen(inputs, tuple(frozen), plan.outputs, wide)
 
 
-def _check_exact(plan: Plan, found: Layout) -> None:
+def _wide_constants(
+    plan: Plan, found: Layout, qv: Variables, grids: Mapping[str, Affine]
+) -> dict[str, steps.Coded]:
+    """The codes that stand for the constants beside 16-bit activations, which `forward` simulates.
+
+    Kernels keep their grids; the constants of elementwise steps are symmetric in 16 bits.
+    """
+    made = {}
+    for name, operand in steps.operands(plan, qv).items():
+        grid = found.weights.get(name)
+        if grid is not None:
+            params = forward.grid_params(name, grid, operand.value, qv)
+            step = next(step for step in plan.steps if step.name == name)
+            x_grid = grids[step.inputs[0]]
+            made[name] = steps.code_kernel(
+                operand, x_grid, grid, params, jnp.float32, _LARGEST_WIDE_BIAS
+            )
+        else:
+            limits = Activations(16, symmetric=True).codes
+            own = grid_of(operand.value.min(), operand.value.max(), limits, symmetric=True)
+            made[name] = steps.Coded(simulate.encode(operand.value, own, limits), own, None)
+    return made
+
+
+def _check_exact(plan: Plan, found: Layout, *, wide: bool) -> None:
     problems = []
     for name, grid in found.weights.items():
         if grid is None:
@@ -71,7 +104,7 @@ def _check_exact(plan: Plan, found: Layout) -> None:
             problems.append(f"{name} has the grid {grid.name!r}")
     for name in dict.fromkeys(plan.ranges.values()):
         act = found.activations[name]
-        if not act.litert:
+        if not act.litert and not wide:
             sort = "symmetric" if act.symmetric else "affine"
             problems.append(f"{name} is stored in {act.bits} bits, {sort}")
     if problems:
@@ -79,30 +112,38 @@ def _check_exact(plan: Plan, found: Layout) -> None:
             f"; and {len(problems) - 6} more" if problems[6:] else ""
         )
         raise ValueError(
-            f"LiteRT's int8 tensors cannot hold this network, it can only be simulated: {shown}. "
-            "Use integer, ternary, binary or power-of-two grids of at most 8 bits per channel or "
-            "per tensor, and 8-bit affine activations."
+            "LiteRT's integer tensors cannot hold this network, it can only be simulated: "
+            f"{shown}. Use integer, ternary, binary or power-of-two grids of at most 8 bits per "
+            "channel or per tensor, and 8-bit affine activations, or 16-bit symmetric ones for all "
+            "tensors."
         )
 
 
-def _real_apply(step: Step, grid: Affine) -> Callable[..., jax.Array]:
+def _real_apply(step: Step, grid: Affine, lowest: float) -> Callable[..., jax.Array]:
     if step.params.get("lowest"):
-        edge = float((np.float32(-128.0) - grid.zero_point) * grid.scale)
+        edge = float((np.float32(lowest) - grid.zero_point) * grid.scale)
         step = Step(step.name, step.kind, step.inputs, step.shape, {**step.params, "value": edge})
     count = len(step.inputs)
     return lambda *arrays: steps.real_step(step, arrays[:count], arrays[count:])
 
 
 def _constants(
-    step: Step, coded: steps.Coded | steps.Operand | None, grids: Mapping[str, Affine]
+    step: Step,
+    coded: steps.Coded | steps.Operand | None,
+    grids: Mapping[str, Affine],
+    *,
+    wide: bool,
 ) -> tuple[Codes, ...]:
     if coded is None:
         return ()
     assert isinstance(coded, steps.Coded)
     scale = np.asarray(coded.grid.scale, np.float32)
     axis = coded.codes.ndim - 1 if scale.ndim else None
-    found = [Codes(np.asarray(coded.codes, np.int8), scale, axis, int(coded.grid.zero_point))]
+    elementwise = np.int16 if wide else np.int8
+    kind = np.int8 if step.kind in steps.CONTRACTIONS else elementwise
+    found = [Codes(np.asarray(coded.codes, kind), scale, axis, int(coded.grid.zero_point))]
     if coded.bias is not None:
         bias_scale = np.asarray(grids[step.inputs[0]].scale, np.float32) * scale
-        found.append(Codes(np.asarray(coded.bias, np.int32), bias_scale, 0 if scale.ndim else None))
+        bias = np.asarray(coded.bias, np.int64 if wide else np.int32)
+        found.append(Codes(bias, bias_scale, 0 if scale.ndim else None))
     return tuple(found)

@@ -20,7 +20,8 @@ class Codes:
     """A quantized constant: integer codes with their scale.
 
     Attributes:
-        codes: int8 weights in JAX's layout, or an int32 bias.
+        codes: int8 weights in JAX's layout, or an int32 bias; beside int16 activations an int64
+            bias, and int16 constants of elementwise steps.
         scale: float32, of shape `[]` (per tensor) or `[O]` (per channel).
         axis: the channel axis of `codes`, `None` when the scale is per tensor.
         zero_point: the code of the real value 0; weights and biases have 0.
@@ -61,7 +62,7 @@ class FrozenStep:
         inputs: names of earlier steps or of the plan's inputs.
         apply: float semantics `apply(*inputs, *constants)` on real values, with the bias and the
             fused activation; pure jax.numpy. That of a `dense` step takes any rank.
-        constants: weight and then bias (int32 codes at `s_in * s_w`), or a constant operand.
+        constants: weight and then bias (integer codes at `s_in * s_w`), or a constant operand.
         scale: output scale, exactly representable in float32.
         zero_point: output zero point.
         out_shape: output shape, with the batch of the example.
@@ -91,11 +92,13 @@ class Frozen:
         inputs: `(name, shape, scale, zero_point)` of each input.
         steps: the operations, each after those that it reads.
         outputs: names of the steps (or inputs) that are returned.
+        wide: whether activations are int16, symmetric, in place of int8.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...], float, int], ...]
     steps: tuple[FrozenStep, ...]
     outputs: tuple[str, ...]
+    wide: bool = False
 
     def __post_init__(self) -> None:
         """Refuses names that do not exist and grids that LiteRT cannot hold."""
@@ -113,8 +116,11 @@ class Frozen:
                     f"{name!r} has the scale {scale}, expected a positive finite float32: "
                     "calibrate on batches without NaN or infinities"
                 )
-            if not -128 <= zero_point <= 127:
-                raise ValueError(f"{name!r} has the zero point {zero_point}, outside [-128, 127]")
+            lowest, highest = (0, 0) if self.wide else (-128, 127)
+            if not lowest <= zero_point <= highest:
+                raise ValueError(
+                    f"{name!r} has the zero point {zero_point}, outside [{lowest}, {highest}]"
+                )
             known.add(name)
         for missing in set(self.outputs) - known:
             raise ValueError(f"the frozen plan returns {missing!r}, which no step makes")

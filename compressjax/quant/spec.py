@@ -46,6 +46,11 @@ class Activations(NamedTuple):
         """Whether LiteRT's int8 tensors hold this format."""
         return self.bits == 8 and not self.symmetric
 
+    @property
+    def wide(self) -> bool:
+        """Whether LiteRT's int16 tensors hold this format."""
+        return self.bits == 16 and self.symmetric
+
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
@@ -187,7 +192,7 @@ def uniform(
 def int16x8(*, decay: float = 0.99) -> Spec:
     """Specifies 16-bit symmetric activations with 8-bit weights per channel, as LiteRT's 16x8.
 
-    It is simulated: LiteRT runs it on reference kernels with 64-bit sums.
+    LiteRT runs it on its builtin kernels, with 64-bit sums.
 
     Args:
       decay: weight of the past when `observe` updates a range, in [0, 1).

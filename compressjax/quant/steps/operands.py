@@ -52,10 +52,17 @@ def operands(plan: Plan, variables: Any) -> dict[str, Operand]:
     return found
 
 
-def code_kernel(operand: Operand, x_grid: Affine, grid: Grid, params: Any, dtype: Any) -> Coded:
+def code_kernel(
+    operand: Operand,
+    x_grid: Affine,
+    grid: Grid,
+    params: Any,
+    dtype: Any,
+    largest_bias: float = _LARGEST_BIAS,
+) -> Coded:
     """Puts a kernel on its grid, and its bias on that of the sums.
 
-    The scale is never so small that the bias needs more than 2^22 codes.
+    The scale is never so small that the bias needs more codes than it may have.
 
     Args:
       operand: the kernel and its bias.
@@ -63,6 +70,7 @@ def code_kernel(operand: Operand, x_grid: Affine, grid: Grid, params: Any, dtype
       grid: of the kernel; it has codes.
       params: of the grid.
       dtype: in which the codes enter the product; float32 and bfloat16 hold them exactly.
+      largest_bias: the largest code of a bias.
 
     Returns:
       The codes; straight-through gradients reach the operand.
@@ -72,7 +80,7 @@ def code_kernel(operand: Operand, x_grid: Affine, grid: Grid, params: Any, dtype
     value, bias = operand
     least = jnp.float32(0.0)
     if bias is not None:
-        least = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * _LARGEST_BIAS)
+        least = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * largest_bias)
         least = lax.stop_gradient(least)
         scale = jax.eval_shape(lambda w: code(w, params, jnp.float32(0.0))[1], value)
         least = least if scale.ndim else least.max()
