@@ -46,8 +46,9 @@ def verify(
     Args:
         model: the .tflite, as bytes or as a path.
         fn_or_q: `fn(variables, *args)`, or what `compressjax.quantize` returned, or anything else
-            with its `apply` and `intermediates`.
-        variables: its variables.
+            with its `apply` and `intermediates`; or `None`, for a file of which nothing else is
+            known: its default kernels are compared with its reference kernels.
+        variables: its variables; `None` without a model.
         batch: float32 `[N, ...]`, or a tuple with one such array per input.
         reference: how many of the first rows the reference kernels compute too; they are slow.
         real: the float model, for the error that quantization makes: `(fn, variables)` with the
@@ -77,20 +78,16 @@ def verify(
         raise ValueError(f"reference={reference}: expected a number of rows, or 0 for none")
     model = flatbuffer.content(model)
     inputs = tuple(np.asarray(value) for value in (batch if isinstance(batch, tuple) else (batch,)))
-    quantized = _has_codes(fn_or_q)
+    quantized = bool(probe.integer_tensors(model)) if fn_or_q is None else _has_codes(fn_or_q)
     fast = _Comparison(model, quantized=quantized)
     slow = _Comparison(model, quantized=quantized, reference=True) if reference else None
     floats = None if real is None else _Floats(model, real, fast)
-
-    @jax.jit
-    def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
-        if quantized:
-            return fn_or_q.intermediates(variables, *rows), fn_or_q.apply(variables, *rows)
-        return {}, getattr(fn_or_q, "apply", fn_or_q)(variables, *rows)
-
+    if fn_or_q is None:
+        compute = _on_reference_kernels(model)
+    else:
+        compute = _on_model(fn_or_q, variables, quantized=quantized)
     for rows, start, count in _slices(inputs, slice_size):
-        codes, outputs = compute(variables, rows)
-        expected = [np.asarray(x) for x in jax.tree.leaves(outputs)]
+        codes, expected = compute(rows)
         fast.add(codes, expected, rows, count)
         if floats is not None:
             floats.add(rows, count)
@@ -100,6 +97,37 @@ def verify(
     if slow is not None:
         found = dataclasses.replace(found, reference=slow.result())
     return found if floats is None else floats.result(found)
+
+
+_Compute = Callable[[Rows], tuple[Mapping[str, np.ndarray], list[np.ndarray]]]
+
+
+def _on_model(fn_or_q: Any, variables: Any, *, quantized: bool) -> _Compute:
+    """The codes of every step of a model, and its outputs."""
+
+    @jax.jit
+    def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
+        if quantized:
+            return fn_or_q.intermediates(variables, *rows), fn_or_q.apply(variables, *rows)
+        return {}, getattr(fn_or_q, "apply", fn_or_q)(variables, *rows)
+
+    def run(rows: Rows) -> tuple[Mapping[str, np.ndarray], list[np.ndarray]]:
+        codes, outputs = compute(variables, rows)
+        return codes, [np.asarray(x) for x in jax.tree.leaves(outputs)]
+
+    return run
+
+
+def _on_reference_kernels(model: bytes) -> _Compute:
+    """The integer tensors of a file on LiteRT's reference kernels, and its outputs."""
+    session, tensors = Session(model, reference=True), probe.integer_tensors(model)
+    inside = Probe(model, tensors, reference=True) if tensors else None
+
+    def run(rows: Rows) -> tuple[Mapping[str, np.ndarray], list[np.ndarray]]:
+        codes = zip(inside.names, inside.values(rows), strict=True) if inside else ()
+        return dict(codes), _outputs(session, rows)
+
+    return run
 
 
 def _has_codes(fn_or_q: Any) -> bool:
@@ -264,10 +292,7 @@ class _Floats:
         return dataclasses.replace(found, layers=tuple(layers), real=real)
 
 
-_Real = Callable[[Rows], tuple[Mapping[str, np.ndarray], list[np.ndarray]]]
-
-
-def _real_function(fn: Callable[..., Any], variables: Any, *, steps: bool) -> _Real:
+def _real_function(fn: Callable[..., Any], variables: Any, *, steps: bool) -> _Compute:
     """The float value of every step of the plan that a function becomes, and its outputs."""
     plan = quant.quantize(fn).plan
 
@@ -285,7 +310,7 @@ def _real_function(fn: Callable[..., Any], variables: Any, *, steps: bool) -> _R
     return run
 
 
-def _real_file(model: bytes, real: bytes) -> _Real:
+def _real_file(model: bytes, real: bytes) -> _Compute:
     """The float value of every layer of a file that a float file has too, and its outputs."""
     layers = probe.same_layers(model, real)
     session = Session(real)

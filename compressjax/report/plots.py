@@ -1,10 +1,11 @@
-"""The rows of a run, a scan and a search as pictures: what was given up, for what.
+"""The rows of a run, a scan, a search and a comparison of files as pictures.
 
 Drawn without a display (matplotlib's object interface, no pyplot, so nothing global), in a light
 and a dark version for the page.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from compressjax.export.parity import Parity
 from compressjax.pruning import Sensitivity
 from compressjax.report.table import StageRow
 from compressjax.search import Round
@@ -145,6 +147,69 @@ def search(history: Sequence[Round], floor: float, theme: Theme = LIGHT) -> byte
     axes.set_xlabel("level, %", fontsize=9)
     axes.set_ylabel("accuracy, %", fontsize=9)
     return _png(figure)
+
+
+def parity(found: Parity, theme: Theme = LIGHT) -> bytes:
+    """Draw how each tensor of a file compares, from its inputs to its outputs.
+
+    Args:
+      found: from `export.verify`.
+      theme: colours.
+
+    Returns:
+      A PNG: the part of the values that differ, on the default and, where they were run, on the
+      reference kernels; beside it the error against the float model, if there was one.
+
+    Raises:
+      ValueError: nothing was compared.
+
+    Example:
+      >>> from compressjax.export import Layer
+      >>> layers = (Layer('conv', 1000, 2, 1, sqnr_db=35.0),)
+      >>> parity(Parity(1, 0.002, layers, 'conv', 1.0, 0.01, 0.001, 10))[:4]
+      b'\\x89PNG'
+    """
+    if not found.layers:
+        raise ValueError("there are no tensors to draw; verify at least one.")
+    with_errors = any(layer.sqnr_db is not None for layer in found.layers)
+    figure = _figure(12 if with_errors else 7.5, 1.6 + 0.22 * len(found.layers), theme)
+    panels = figure.subplots(1, 1 + with_errors, sharey=True, squeeze=False)[0]
+    for axes in panels:
+        _style(axes, theme)
+        axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+    _draw_differences(panels[0], found, theme)
+    if with_errors:
+        places = [p for p, layer in enumerate(found.layers) if layer.sqnr_db is not None]
+        ratios = [layer.sqnr_db for layer in found.layers if layer.sqnr_db is not None]
+        finite = [ratio for ratio in ratios if math.isfinite(ratio)]
+        ends = [ratio if math.isfinite(ratio) else max(finite, default=100.0) for ratio in ratios]
+        panels[1].barh(places, ends, 0.6, color=theme.accent)
+        panels[1].set_title("Against the float model", loc="left", color=theme.text, fontsize=11)
+        panels[1].set_xlabel("signal to quantization noise, dB", fontsize=9)
+    return _png(figure)
+
+
+def _draw_differences(axes: Axes, found: Parity, theme: Theme) -> None:
+    """Bars on a scale that shows one value in a million beside all of them."""
+    sets = [("XNNPACK kernels", found, theme.accent)]
+    if found.reference is not None:
+        sets.append(("reference kernels", found.reference, theme.faint))
+    height = 0.7 / len(sets)
+    for i, (label, kernels, colour) in enumerate(sets):
+        parts = [100 * layer.differing / max(layer.values, 1) for layer in kernels.layers]
+        places = [p + (i - (len(sets) - 1) / 2) * height for p in range(len(parts))]
+        axes.barh(places, parts, height, color=colour, label=label)
+    names = [layer.name for layer in found.layers]
+    axes.set_xscale("symlog", linthresh=1e-4)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 1e-4, 1e-2, 1, 100], ["0", "0.0001", "0.01", "1", "100"])
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_title("Values that differ", loc="left", color=theme.text, fontsize=11)
+    axes.set_xlabel("% (log)", fontsize=9)
+    if len(sets) > 1:
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+        axes.legend(frameon=False, labelcolor=theme.text, fontsize=8, ncols=2, **place)
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
