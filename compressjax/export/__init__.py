@@ -1,6 +1,7 @@
 """A model as a .tflite, and the proof that it is the model that was trained."""
 
 from compressjax.export.benchmark import Latency, Turns, benchmark, compare
+from compressjax.export.check import Problem, Report, check
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.int4 import pack_int4
 from compressjax.export.memory import arena_bytes
@@ -18,9 +19,12 @@ __all__ = [
     "Latency",
     "Layer",
     "Parity",
+    "Problem",
+    "Report",
     "Turns",
     "arena_bytes",
     "benchmark",
+    "check",
     "compare",
     "ops",
     "pack_int4",

@@ -40,6 +40,7 @@ class Quantized(NamedTuple):
       freeze: `freeze(qv, *args) -> Frozen`; the plan as integers, for the exporters.
       plan: `plan(variables, *args) -> Plan`; which steps the function becomes.
       spec: what it was quantized with.
+      graph: `graph(variables, *args) -> Graph`; what the function is made of, before any step.
     """
 
     calibrate: Callable[..., dict[str, Any]]
@@ -50,6 +51,7 @@ class Quantized(NamedTuple):
     freeze: Callable[..., Frozen]
     plan: Callable[..., Plan]
     spec: Spec
+    graph: Callable[..., graphs.Graph]
 
 
 def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
@@ -87,6 +89,13 @@ def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
 def _own(variables: Variables) -> dict[str, Any]:
     """The variables without what quantization put beside them."""
     return {name: collection for name, collection in variables.items() if name != "quant"}
+
+
+def _tracer(fn: Callable[..., Any]) -> Callable[..., graphs.Graph]:
+    def graph(variables: Variables, *args: Any) -> graphs.Graph:
+        return graphs.trace(fn, _own(variables), *args, keep_custom=False)
+
+    return graph
 
 
 def _placed(fn: Callable[..., Any], spec: Spec) -> Quantized:
@@ -136,7 +145,8 @@ def _placed(fn: Callable[..., Any], spec: Spec) -> Quantized:
     def frozen(qv: Variables, *args: Any) -> Frozen:
         return freeze.freeze(plan(qv, *args), spec, qv)
 
-    return Quantized(calibrate, apply, observe, watch, intermediates, frozen, plan, spec)
+    graph = _tracer(fn)
+    return Quantized(calibrate, apply, observe, watch, intermediates, frozen, plan, spec, graph)
 
 
 def _unplaced(fn: Callable[..., Any], spec: Spec) -> Quantized:
@@ -163,4 +173,4 @@ def _unplaced(fn: Callable[..., Any], spec: Spec) -> Quantized:
             "with int8() or another spec with static activations"
         )
 
-    return Quantized(calibrate, apply, refuse, refuse, refuse, refuse, refuse, spec)
+    return Quantized(calibrate, apply, refuse, refuse, refuse, refuse, refuse, spec, _tracer(fn))
