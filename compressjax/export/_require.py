@@ -15,11 +15,12 @@ from types import ModuleType
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
-def require(module: str) -> ModuleType:
-    """Imports a module of the `export` extra.
+def require(module: str, extra: str = "export") -> ModuleType:
+    """Imports a module of an extra.
 
     Args:
         module: dotted name, such as `ai_edge_litert.interpreter`.
+        extra: the extra that installs it.
 
     Returns:
         The module.
@@ -38,7 +39,7 @@ def require(module: str) -> ModuleType:
         package = module.partition(".")[0].replace("_", "-")
         raise ModuleNotFoundError(
             f"{module} is missing: export needs the package {package}. "
-            "Install the extra: pip install 'compressjax[export]'",
+            f"Install the extra: pip install 'compressjax[{extra}]'",
             name=error.name,
         ) from error
 
