@@ -18,6 +18,7 @@ from compressjax import graph as graphs
 from compressjax.export import conversions
 from compressjax.graph import Graph, Op
 from compressjax.quant import placement
+from compressjax.quant.plan import Plan
 from compressjax.quant.quantize import Quantized
 from compressjax.quant.spec import Spec, layout
 
@@ -188,11 +189,30 @@ def _integer(graph: Graph, spec: Spec) -> Iterator[Problem]:
             refusal.name, refusal.kind, refusal.why, refusal.advice or _INSTEAD, refusal.source
         )
     if not refusals:
-        yield from _formats(graph, spec)
+        plan = placement.place(graph)
+        yield from _limits(plan)
+        yield from _formats(plan, spec)
 
 
-def _formats(graph: Graph, spec: Spec) -> Iterator[Problem]:
-    plan = placement.place(graph)
+def _limits(plan: Plan) -> Iterator[Problem]:
+    """What LiteRT's operations take no more of, though they are int8."""
+    for step in plan.steps:
+        most = 5 if step.kind == "pad" else 6
+        if len(step.shape) > most:
+            problem = f"has values of {len(step.shape)} axes, LiteRT takes at most {most} here"
+            fix = "reshape: merge axes that lie beside each other"
+            yield Problem(step.name, step.kind, problem, fix)
+        if 0 in step.shape:
+            problem = f"of shape {step.shape} holds nothing"
+            yield Problem(step.name, step.kind, problem, "leave it out")
+    for number, name in enumerate(plan.outputs):
+        if name in plan.outputs[:number]:
+            problem = f"is {name!r}, which is an output already"
+            yield Problem(f"output_{number}", "output", problem, "return each value once")
+
+
+def _formats(plan: Plan, spec: Spec) -> Iterator[Problem]:
+    """What the spec asks for that LiteRT's integers do not hold."""
     try:
         found = layout(spec, plan)
     except ValueError as error:

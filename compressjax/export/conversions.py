@@ -255,9 +255,8 @@ ROWS = (
     Row("top_k", _SORT + " where its indices are not used", "return the indices too", _no_indices,
         ("litert",)),
     *(Row(kind, _STABLEHLO, _SCATTER, _changes_inputs) for kind in (
-        "scatter", "scatter_add", "scatter-add", "scatter_mul", "scatter-mul", "scatter_max",
-        "scatter-max", "scatter_min", "scatter-min", "scatter-sub", "select_and_scatter_add",
-        "select_and_gather_add")),
+        "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-max", "scatter-min",
+        "select_and_scatter_add", "select_and_gather_add")),
     Row("gather", "loses its clipping: LiteRT fails at run time on an index that is out of range",
         "clip the indices with jnp.clip, and index without mode='clip'", _clips),
     *(Row(kind, "has no kernel for integers", "cast to float32 before", _reads_ints)
@@ -286,9 +285,9 @@ ROWS = (
     *(Row(kind, "makes complex numbers, which LiteRT has few operations for",
           "write the real and the imaginary part") for kind in ("complex", "conj", "real", "imag")),
     *(Row(kind, _ALGEBRA, _PRECOMPUTE) for kind in (
-        "cholesky", "qr", "svd", "eigh", "eig", "lu", "lu_pivots_to_permutation", "schur",
-        "hessenberg", "householder_product", "tridiagonal", "tridiagonal_solve", "linear_solve",
-        "custom_linear_solve", "triangular_solve", "geqrf", "geqp3", "symmetric_product")),
+        "cholesky", "qr", "geqrf", "householder_product", "svd", "eig", "eigh", "lu", "schur",
+        "hessenberg", "tridiagonal", "tridiagonal_solve", "triangular_solve",
+        "custom_linear_solve")),
     *(Row(kind, _NOISE, _DETERMINISTIC) for kind in (
         "random_seed", "random_bits", "random_wrap", "random_unwrap", "random_split",
         "random_fold_in", "random_gamma", "random_clone", "threefry2x32", "rng_uniform",
@@ -366,8 +365,8 @@ _ALSO: Mapping[str, frozenset[str]] = {
 _HALF: Mapping[str, frozenset[str]] = {
     "jax2tf": frozenset(),
     "litert": frozenset(
-        "transpose concatenate slice neg logistic exp tanh add mul max reduce_max dot_general "
-        "reduce_sum".split()
+        "add concatenate exp logistic max mul neg reduce_max reduce_sum slice tanh "
+        "transpose".split()
     ),
 }
 _NARROW = frozenset(
