@@ -1,11 +1,13 @@
 """The one way to a .tflite, float or int8, through either converter.
 
 A quantized model goes as labels through a converter and gets its numbers back afterwards
-(`provisional.py`, `rewrite.py`); a float function goes through as it is.
+(`provisional.py`, `rewrite.py`); a float function goes through as it is, and where only its kernels
+are quantized they are stored afterwards (`weights.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,6 +21,8 @@ from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
 from compressjax.export.serving import stablehlo
 from compressjax.export.sparse import sparsify
+from compressjax.export.weights import store
+from compressjax.quant.kernels import FrozenKernels
 
 Via = Literal["jax2tf", "litert", "stablehlo"]
 _CONVERTERS = {"jax2tf": jax2tf, "litert": litert}
@@ -38,6 +42,8 @@ def tflite(
     A function becomes a float32 model. A quantized model (anything with `freeze`) becomes an int8
     model whose integers are those of its frozen plan: scales, zero points, weight codes and
     biases are written into the file tensor by tensor, and each tensor carries its step's name.
+    Where its spec leaves activations float (`weight_only`, `dynamic`), only kernels are integers, or
+    half-precision floats; the arithmetic is LiteRT's on floats.
     The signature is `serving_default`, with inputs `input_0`, ... and outputs `output_0`, ...
     The same arguments give the same bytes.
 
@@ -87,8 +93,15 @@ def tflite(
                 f"input {position} is {jnp.result_type(arg)}, expected float32: cast it before"
             )
     converter = _CONVERTERS[via]
-    if hasattr(fn_or_q, "freeze"):
-        plan = fn_or_q.freeze(variables, *args)
+    plan = fn_or_q.freeze(variables, *args) if hasattr(fn_or_q, "freeze") else None
+    if isinstance(plan, FrozenKernels):
+        if int8_io:
+            raise ValueError(
+                "int8_io=True needs integer activations, this model's are float: use quant.int8()"
+            )
+        model = store(_float(converter, plan.fn, args), plan, int4=int4)
+        return sparsify(model) if sparse else model
+    if plan is not None:
         labelled = label(plan)
         model = rewrite(converter.convert_plan(labelled), plan, labelled, int8_io=int8_io)
         if int4 and sparse:  # whichever a weight gets first, the other one leaves it
@@ -98,23 +111,24 @@ def tflite(
     if int8_io or int4:
         form = "int8_io" if int8_io else "int4"
         raise ValueError(f"{form}=True needs a quantized model: compressjax.quantize it first")
+    model = _float(converter, functools.partial(fn_or_q, variables), args)
+    return sparsify(model) if sparse else model
+
+
+def _float(converter: Any, fn: Callable[..., Any], args: tuple[jax.Array, ...]) -> bytes:
+    """Converts a function of the inputs alone, which must put out floats."""
     specs = [
         (f"input_{i}", jax.ShapeDtypeStruct(np.shape(arg), jnp.float32))
         for i, arg in enumerate(args)
     ]
-    whole = _flat(fn_or_q, variables)
+
+    def whole(*inputs: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(fn(*inputs))
+
     for position, out in enumerate(jax.eval_shape(whole, *(spec for _, spec in specs))):
         if out.dtype != jnp.float32:
             raise TypeError(
                 f"output {position} of the model is {out.dtype} {list(out.shape)}, expected "
                 "float32: export the function before argmax or casts"
             )
-    model = converter.convert(whole, specs)
-    return sparsify(model) if sparse else model
-
-
-def _flat(fn: Callable[..., Any], variables: Any) -> Callable[..., list[jax.Array]]:
-    def whole(*inputs: jax.Array) -> list[jax.Array]:
-        return jax.tree.leaves(fn(variables, *inputs))
-
-    return whole
+    return converter.convert(whole, specs)

@@ -37,7 +37,8 @@ class Quantized(NamedTuple):
         `observe`: for training that quantizes later.
       intermediates: `intermediates(qv, *args) -> {name: codes}` of every tensor; int8, or int16
         where a tensor has more bits.
-      freeze: `freeze(qv, *args) -> Frozen`; the plan as integers, for the exporters.
+      freeze: `freeze(qv, *args) -> Frozen`; the plan as integers, for the exporters. Without static
+        activations `FrozenKernels`: the float function, and the kernels as codes.
       plan: `plan(variables, *args) -> Plan`; which steps the function becomes.
       spec: what it was quantized with.
       graph: `graph(variables, *args) -> Graph`; what the function is made of, before any step.
@@ -48,7 +49,7 @@ class Quantized(NamedTuple):
     observe: Callable[..., tuple[Any, dict[str, Any]]]
     watch: Callable[..., tuple[Any, dict[str, Any]]]
     intermediates: Callable[..., dict[str, jax.Array]]
-    freeze: Callable[..., Frozen]
+    freeze: Callable[..., Frozen | kernels.FrozenKernels]
     plan: Callable[..., Plan]
     spec: Spec
     graph: Callable[..., graphs.Graph]
@@ -69,7 +70,7 @@ def quantize(fn: Callable[..., Any], spec: Spec | None = None) -> Quantized:
       The quantized function. Its parts raise ValueError for an operation that no int8 step stands
       for, for variables without ranges, for ranges that are not finite, and for rules that match
       nothing. Without static activations there are no steps: any function can be quantized, and
-      `intermediates`, `freeze`, `plan`, `observe` and `watch` raise ValueError.
+      `intermediates`, `plan`, `observe` and `watch` raise ValueError.
 
     Example:
       >>> q = quantize(lambda v, x: jax.nn.relu(x @ v['params']['kernel']), int8())
@@ -167,10 +168,13 @@ def _unplaced(fn: Callable[..., Any], spec: Spec) -> Quantized:
     def apply(qv: Variables, *args: Any) -> Any:
         return kernels.run(graph_of(_own(qv), *args), spec, qv, args)
 
+    def frozen(qv: Variables, *args: Any) -> kernels.FrozenKernels:
+        return kernels.freeze(graph_of(_own(qv), *args), spec, qv)
+
     def refuse(*args: Any) -> Any:
         raise ValueError(
             "only kernels are quantized here, so there are no int8 steps and no ranges: quantize "
             "with int8() or another spec with static activations"
         )
 
-    return Quantized(calibrate, apply, refuse, refuse, refuse, refuse, refuse, spec, _tracer(fn))
+    return Quantized(calibrate, apply, refuse, refuse, refuse, frozen, refuse, spec, _tracer(fn))

@@ -229,7 +229,8 @@ def dynamic(grid: Grid | None = None, *, rules: Mapping[str, Grid | None] | None
     """Specifies int8 arithmetic with ranges taken when the network runs; needs no calibration.
 
     Every example's input of a kernel gets its own affine grid, as XNNPACK's dynamic kernels do; a
-    fully connected layer has one for every row.
+    fully connected layer has one for every row. Depthwise and transposed convolutions, which have
+    no such kernel, multiply floats by the quantized weights.
 
     Args:
       grid: of every kernel; int8 per channel by default.

@@ -40,19 +40,22 @@ class Format(NamedTuple):
       spec: what the model is quantized with; `None` leaves it float.
       integers: whether all operations between the ends work on integers.
       int8_io: whether the ends are integers too.
+      int4: whether weights of 4 bits take half a byte.
     """
 
     spec: Callable[[], cj.quant.Spec] | None
     integers: bool = False
     int8_io: bool = False
+    int4: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
     "float32": Format(None),
     "float16": Format(lambda: cj.quant.weight_only(grids.float16())),
     "int8 weights": Format(cj.quant.weight_only),
-    "int4 weights": Format(lambda: cj.quant.weight_only(grids.integer(4))),
+    "int4 weights": Format(lambda: cj.quant.weight_only(grids.integer(4)), int4=True),
     "dynamic int8": Format(cj.quant.dynamic),
+    "dynamic int4": Format(lambda: cj.quant.dynamic(grids.integer(4)), int4=True),
     "int8": Format(cj.quant.int8, integers=True),
     "int8, int8 ends": Format(cj.quant.int8, integers=True, int8_io=True),
     "int8, int4 weights": Format(lambda: cj.quant.uniform(weights=4, activations=8), integers=True),
@@ -205,7 +208,8 @@ def _measured(row: Row, case: Case, form: Format, expected: np.ndarray) -> bytes
     if form.spec is not None:
         model = cj.quantize(case.apply, form.spec())
         variables = model.calibrate(case.variables, [case.x])
-    file = cj.export.tflite(model, variables, case.x[:1], via=row.via, int8_io=form.int8_io)
+    x = case.x[:1]
+    file = cj.export.tflite(model, variables, x, via=row.via, int8_io=form.int8_io, int4=form.int4)
     row.size = len(file)
     row.foreign = tuple(op for op in cj.export.ops(file) if op.startswith(("CUSTOM", "BUILTIN")))
     row.floats = float_operations(file) if form.integers else ()

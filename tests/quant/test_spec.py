@@ -153,7 +153,7 @@ def test_weights_alone_are_rounded_and_any_function_can_be():
         }
     }
     np.testing.assert_allclose(q.apply(VARIABLES, X), strange(rounded, X), atol=1e-6)
-    for part in (q.observe, q.watch, q.freeze, q.intermediates):
+    for part in (q.observe, q.watch, q.plan, q.intermediates):
         with pytest.raises(ValueError, match="only kernels are quantized"):
             part(VARIABLES, X)
 
