@@ -1,9 +1,11 @@
 """A model as a .tflite, and the proof that it is the model that was trained."""
 
+from compressjax.export import onnx
 from compressjax.export.benchmark import Latency, Turns, benchmark, compare
 from compressjax.export.check import Problem, Report, check
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.int4 import pack_int4
+from compressjax.export.load import Loaded, load
 from compressjax.export.memory import arena_bytes
 from compressjax.export.parity import Distance, Layer, Parity
 from compressjax.export.profile import Kernel, profile
@@ -18,6 +20,7 @@ __all__ = [
     "Kernel",
     "Latency",
     "Layer",
+    "Loaded",
     "Parity",
     "Problem",
     "Report",
@@ -26,6 +29,8 @@ __all__ = [
     "benchmark",
     "check",
     "compare",
+    "load",
+    "onnx",
     "ops",
     "pack_int4",
     "profile",

@@ -208,8 +208,9 @@ def _draw_differences(axes: Axes, found: Parity, theme: Theme) -> None:
     axes.set_title("Values that differ", loc="left", color=theme.text, fontsize=11)
     axes.set_xlabel("% (log)", fontsize=9)
     if len(sets) > 1:
-        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
-        axes.legend(frameon=False, labelcolor=theme.text, fontsize=8, ncols=2, **place)
+        legend = axes.legend(frameon=False, labelcolor=theme.text, fontsize=8, ncols=2)
+        legend.set_loc("lower right")
+        legend.set_bbox_to_anchor((1, 1), axes.transAxes)
 
 
 def _figure(width: float, height: float, theme: Theme) -> Figure:
