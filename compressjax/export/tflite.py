@@ -42,8 +42,8 @@ def tflite(
     A function becomes a float32 model. A quantized model (anything with `freeze`) becomes an int8
     model whose integers are those of its frozen plan: scales, zero points, weight codes and
     biases are written into the file tensor by tensor, and each tensor carries its step's name.
-    Where its spec leaves activations float (`weight_only`, `dynamic`), only kernels are integers, or
-    half-precision floats; the arithmetic is LiteRT's on floats.
+    Where its spec leaves activations float (`weight_only`, `dynamic`), only kernels are integers,
+    or half-precision floats.
     The signature is `serving_default`, with inputs `input_0`, ... and outputs `output_0`, ...
     The same arguments give the same bytes.
 
