@@ -3,7 +3,7 @@
 Usage: python -m launch.fuzz --seconds=600 [--findings=DIR]   (needs the extra `fuzz`)
 
 Small files that the library itself makes (float, int8, sparse, four bits) are changed byte by byte
-and number by number, guided by the lines that they reach in `compressjax/export/validate.py`. A
+and number by number, guided by the lines that they reach in `compressjax/export`. A
 file may be refused with a ValueError. One that passes is loaded and run by LiteRT in a process of
 its own. Anything else is a finding: it is written to --findings, and the command ends with 1.
 """
@@ -216,8 +216,8 @@ def main(argv: list[str]) -> None:
         import atheris
     except ModuleNotFoundError as error:
         raise app.UsageError("install the extra: pip install 'compressjax[fuzz]'") from error
-    with atheris.instrument_imports(include=["compressjax.export.validate"]):
-        import compressjax.export.validate  # noqa: F401
+    with atheris.instrument_imports(include=["compressjax.export"]):
+        import compressjax.export.flatbuffer  # noqa: F401
 
     findings = pathlib.Path(_FINDINGS.value)
     findings.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ against the rules that placement follows anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -224,8 +224,7 @@ def _formats(plan: Plan, spec: Spec) -> Iterator[Problem]:
             fix = "use an integer, ternary, binary or power-of-two grid of at most 8 bits"
             yield Problem(name, "spec", f"{what}, which no int8 kernel takes", fix)
     formats = {name: found.activations[name] for name in dict.fromkeys(plan.ranges.values())}
-    whole: Sequence[bool] = [form.bits == 16 and form.symmetric for form in formats.values()]
-    if all(whole):
+    if all(form.wide for form in formats.values()):
         return
     for name, form in formats.items():
         if not form.litert:

@@ -1,8 +1,9 @@
 """Reads and writes .tflite files as LiteRT's own schema objects.
 
-`validate.py` judges the bytes, `rewrite.py` changes what is in them; this file is only the way
-in and out, and the few look-ups that everybody needs. What it writes is byte-reproducible and has
-its buffers aligned as LiteRT requires (16 bytes), which the generated packer does not do.
+`structure.py` and `validate.py` judge the bytes, `rewrite.py` changes what is in them; this file is
+only the way in and out, and the few look-ups that everybody needs. What it writes is
+byte-reproducible and has its buffers aligned as LiteRT requires (16 bytes), which the generated
+packer does not do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import nibbles, operands
+from compressjax.export import nibbles, operands, structure
 from compressjax.export import validate as checks
 from compressjax.export._require import require
 
@@ -61,10 +62,11 @@ def read(data: bytes) -> Any:
         ...
         ValueError: not a .tflite: the file has 4 bytes and no identifier TFL3 at byte 4...
     """
-    checks.structure(data)
+    structure.check(data)
     schema = require("ai_edge_litert.schema_py_generated")
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
+        checks.bring_in(model, data)
         checks.semantics(model)
     except (IndexError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"damaged .tflite: it cannot be unpacked ({error})") from error

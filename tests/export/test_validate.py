@@ -5,11 +5,13 @@ import io
 import struct
 import zipfile
 
+import flatbuffers
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from jax import lax
 
 from compressjax.export import flatbuffer, ops, run, tflite, validate
@@ -177,6 +179,22 @@ def _other_options(model, graph):
     pool.builtinOptions, pool.builtinOptionsType = conv.builtinOptions, conv.builtinOptionsType
 
 
+def _hybrid(model, graph):
+    """LiteRT 2.3 reads a scale for each channel there, however many there are."""
+    _without_bias(model, graph)
+    conv = _operator(model, graph, "DEPTHWISE_CONV_2D")
+    x, weight = graph.tensors[conv.inputs[0]], graph.tensors[conv.inputs[1]]
+    conv.inputs = [*conv.inputs, -1]
+    options = conv.builtinOptions
+    conv.builtinOptionsType = schema.BuiltinOptions.DepthwiseConv2DOptions
+    conv.builtinOptions = schema.DepthwiseConv2DOptionsT(
+        strideH=options.strideH, strideW=options.strideW
+    )
+    x.type, x.quantization = schema.TensorType.FLOAT32, None
+    weight.quantization.scale = weight.quantization.scale[:1]
+    weight.quantization.zeroPoint = weight.quantization.zeroPoint[:1]
+
+
 def _unknown_options(model, graph):
     add = _operator(model, graph, "ADD")
     add.builtinOptions, add.builtinOptionsType = None, 255
@@ -225,6 +243,7 @@ def _call(model, graph):
         (_another_operation, "CONV_2D with the inputs .*, expected 2 to 3"),
         (_no_options, "CONV_2D with NONE, expected Conv2DOptions"),
         (_other_options, "MAX_POOL_2D with Conv2DOptions, expected Pool2DOptions"),
+        (_hybrid, "integer weights of 3 channels with 1 scales; LiteRT would read past them"),
         (_unknown_options, "ADD with options of the unknown type 255, expected none"),
         (_no_stride, "MAX_POOL_2D with strideW = 0"),
         (_two_results, "ADD with 2 outputs, expected 1"),
@@ -283,3 +302,54 @@ def test_what_is_appended_to_the_flatbuffer_is_left_alone():
     np.testing.assert_array_equal(run(data, x), run(_file(), x))
     with pytest.raises(ValueError, match="tflite"):
         validate(_file()[: len(_file()) // 2] + archive.getvalue())
+
+
+def _set_aside(shift=0) -> bytes:
+    """The file with the data of its buffers behind the FlatBuffer, as tools keep large ones."""
+    model = flatbuffer.read(_file())
+    content = [None if b.data is None else bytes(b.data) for b in model.buffers]
+
+    class Buffer(schema.BufferT):
+        def Pack(self, builder):  # noqa: N802
+            schema.BufferStart(builder)
+            schema.BufferAddOffset(builder, self.offset)
+            schema.BufferAddSize(builder, self.size)
+            return schema.BufferEnd(builder)
+
+    def packed(start):
+        at, model.buffers = start, []
+        for data in content:
+            buffer = Buffer()
+            if data:
+                at = -(-at // 16) * 16
+                buffer.offset, buffer.size = at + shift, len(data)
+                at += len(data)
+            model.buffers.append(buffer)
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    size = len(packed(1 << 20))  # numbers that are not 0 take the same space, however large
+    file = bytearray(packed(size))
+    assert len(file) == size
+    for data in filter(None, content):
+        file += bytes(-len(file) % 16) + data
+    return bytes(file)
+
+
+def test_data_may_lie_behind_the_flatbuffer():
+    data = _set_aside()
+    assert flatbuffer.write(flatbuffer.read(data)) == _file()
+    x = plans.Model(plans.pools()).example()[0]
+    np.testing.assert_array_equal(run(data, x), run(_file(), x))
+
+
+@pytest.mark.parametrize("shift", [1, 1 << 20, 1 << 40])
+def test_data_may_not_lie_outside_the_file(shift):
+    with pytest.raises(ValueError, match=r"buffer \d+ has its data at bytes"):
+        validate(_set_aside(shift))
+
+
+def test_a_file_that_is_cut_in_its_data():
+    with pytest.raises(ValueError, match=r"buffer \d+ has its data at bytes"):
+        validate(_set_aside()[:-1])
