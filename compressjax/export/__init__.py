@@ -1,10 +1,12 @@
 """A model as a .tflite, and the proof that it is the model that was trained."""
 
-from compressjax.export import onnx
+from compressjax.export import mnn, onnx
+from compressjax.export.batch import dynamic_batch
 from compressjax.export.benchmark import Latency, Turns, benchmark, compare
 from compressjax.export.check import Problem, Report, check
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.int4 import pack_int4
+from compressjax.export.join import chain, merge, select
 from compressjax.export.load import Loaded, load
 from compressjax.export.memory import arena_bytes
 from compressjax.export.parity import Distance, Layer, Parity
@@ -27,15 +29,20 @@ __all__ = [
     "Turns",
     "arena_bytes",
     "benchmark",
+    "chain",
     "check",
     "compare",
+    "dynamic_batch",
     "load",
+    "merge",
+    "mnn",
     "onnx",
     "ops",
     "pack_int4",
     "profile",
     "run",
     "saved_model",
+    "select",
     "sparsify",
     "stablehlo",
     "tflite",
