@@ -1,11 +1,13 @@
 """Fuzzes the reader of .tflite files: what passes it must not end the process in LiteRT.
 
-Usage: python -m launch.fuzz --seconds=600 [--findings=DIR]   (needs the extra `fuzz`)
+    python -m launch.fuzz --seconds=600                  (needs the extra `fuzz`)
+    python -m launch.fuzz --changes=100                  (without it)
 
-Small files that the library itself makes (float, int8, sparse, four bits) are changed byte by byte
-and number by number, guided by the lines that they reach in `compressjax/export`. A
-file may be refused with a ValueError. One that passes is loaded and run by LiteRT in a process of
-its own. Anything else is a finding: it is written to --findings, and the command ends with 1.
+Small files are changed byte by byte and number by number, guided by the lines that they reach in
+`compressjax/export` (atheris), or blindly. A file may be refused with a ValueError; one that passes
+is loaded and run by LiteRT in a process of its own. Anything else is a finding: the file is written
+to --findings, and the command ends with 1. It starts from files that the library makes (float,
+int8, sparse, four bits), or from those in --corpus.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ import random
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,12 +26,19 @@ import numpy as np
 from absl import app, flags
 
 _SECONDS = flags.DEFINE_integer("seconds", 60, "How long to look.", lower_bound=1)
+_CHANGES = flags.DEFINE_integer(
+    "changes", 0, "Change each file so many times without atheris, instead.", lower_bound=0
+)
+_CORPUS = flags.DEFINE_string("corpus", None, "Folder of files to start from.")
 _SEED = flags.DEFINE_integer("fuzz_seed", 1, "Where the random changes start.", lower_bound=1)
 _FINDINGS = flags.DEFINE_string("findings", "runs/fuzz", "Where files that broke something go.")
 
 LONGEST_RUN = 10  # seconds that LiteRT may take for one file
 LARGEST_FILE = 1 << 15
 _MEMORY = 1 << 28  # bytes of activations; larger files are read, but not run
+_SIGNALS = (
+    signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
+)  # fmt: skip
 # Numbers at which programs go wrong.
 _NUMBERS = (-(2**31), -129, -128, -2, -1, 0, 1, 2, 3, 4, 7, 8, 16, 127, 255, 256, 65535, 2**31 - 1)
 
@@ -172,13 +182,21 @@ def _activations(model: Any) -> int:
     return sum(8 * int(np.prod(shape, dtype=np.float64)) for shape in shapes if shape is not None)
 
 
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # JAX's; the child does not touch JAX
+        return os.fork()
+
+
 def _run(data: bytes) -> str | None:
     """Runs a file in a fork of this process, and says how that died."""
     from ai_edge_litert.interpreter import Interpreter
 
-    child = os.fork()
+    child = _fork()
     if child == 0:  # pragma: no cover - another process
         try:
+            for number in _SIGNALS:  # libFuzzer has handlers of its own
+                signal.signal(number, signal.SIG_DFL)
             signal.alarm(LONGEST_RUN)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
@@ -194,42 +212,54 @@ def _run(data: bytes) -> str | None:
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
+    if status == 0:
         return None
-    number = os.WTERMSIG(status)
-    what = "took too long" if number == signal.SIGALRM else f"died of {signal.Signals(number).name}"
-    return f"LiteRT {what}"
+    if not os.WIFSIGNALED(status):
+        return f"LiteRT left with the status {os.waitstatus_to_exitcode(status)}"
+    killer = signal.Signals(os.WTERMSIG(status))
+    return f"LiteRT {'took too long' if killer == signal.SIGALRM else f'died of {killer.name}'}"
 
 
 def _write_seeds(folder: str) -> None:
     for name, data in seeds().items():
-        pathlib.Path(folder, name).write_bytes(data)
+        pathlib.Path(folder, f"{name}.tflite").write_bytes(data)
 
 
-def main(argv: list[str]) -> None:
-    """Fuzzes for --seconds and exits with 1 if anything was found.
+class _Findings:
+    """Judges files, and keeps those that broke something."""
 
-    Args:
-        argv: the program's name.
-    """
+    def __init__(self, folder: str):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Shared: libFuzzer ends the process that it runs in.
+        self.tried, self.found = (multiprocessing.Value("q", 0, lock=False) for _ in range(2))
+
+    def judge(self, data: bytes) -> None:
+        self.tried.value += 1
+        if (what := judge(data)) is not None:
+            self.found.value += 1
+            name = f"{hashlib.sha256(data).hexdigest()[:16]}.tflite"
+            (self.folder / name).write_bytes(data)
+            print(f"{name}: {what}", flush=True)
+
+
+def _blindly(corpus: str, findings: _Findings, changes: int, seed: int) -> None:
+    for path in sorted(pathlib.Path(corpus).iterdir()):
+        data = path.read_bytes()
+        for number in range(changes):
+            findings.judge(mutated(data, seed + number))
+
+
+def _guided(corpus: str, findings: _Findings, seconds: int, seed: int) -> bool:
+    """Runs atheris in another process, and says whether it ended well."""
     try:
         import atheris
     except ModuleNotFoundError as error:
-        raise app.UsageError("install the extra: pip install 'compressjax[fuzz]'") from error
+        raise app.UsageError(
+            "install the extra: pip install 'compressjax[fuzz]', or give --changes"
+        ) from error
     with atheris.instrument_imports(include=["compressjax.export"]):
         import compressjax.export.flatbuffer  # noqa: F401
-
-    findings = pathlib.Path(_FINDINGS.value)
-    findings.mkdir(parents=True, exist_ok=True)
-    tried, found = (multiprocessing.Value("q", 0, lock=False) for _ in range(2))
-
-    def target(data: bytes) -> None:
-        tried.value += 1
-        if (what := judge(data)) is not None:
-            found.value += 1
-            name = f"{hashlib.sha256(data).hexdigest()[:16]}.tflite"
-            (findings / name).write_bytes(data)
-            print(f"{name}: {what}", flush=True)
 
     def mutator(data: bytes, limit: int, seed: int) -> bytes:
         if seed % 2:
@@ -237,24 +267,43 @@ def main(argv: list[str]) -> None:
         changed = mutated(data, seed)
         return changed if changed != data and len(changed) <= limit else atheris.Mutate(data, limit)
 
-    with tempfile.TemporaryDirectory() as corpus:
-        # Another process: this one is forked for each file, and must not have started JAX.
-        maker = multiprocessing.get_context("spawn").Process(target=_write_seeds, args=(corpus,))
-        maker.start()
-        maker.join()
-        if maker.exitcode:
-            raise app.UsageError("the first files could not be made: see above")
-        options = [
-            f"-max_total_time={_SECONDS.value}", f"-seed={_SEED.value}", "-rss_limit_mb=4096",
-            f"-max_len={LARGEST_FILE}", f"-timeout={10 * LONGEST_RUN}", "-verbosity=0",
-        ]  # fmt: skip
-        child = os.fork()  # libFuzzer ends the process that it runs in
-        if child == 0:
-            atheris.Setup([argv[0], *options, corpus], target, custom_mutator=mutator)
-            atheris.Fuzz()
-        _, status = os.waitpid(child, 0)
-    print(f"{tried.value} files tried, {found.value} findings in {findings}")
-    sys.exit(1 if status or found.value else 0)
+    options = [
+        f"-max_total_time={seconds}", f"-seed={seed}", "-rss_limit_mb=4096", "-verbosity=0",
+        f"-max_len={LARGEST_FILE}", f"-timeout={10 * LONGEST_RUN}",
+    ]  # fmt: skip
+    child = _fork()
+    if child == 0:
+        atheris.Setup([sys.argv[0], *options, corpus], findings.judge, custom_mutator=mutator)
+        atheris.Fuzz()
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
+def main(argv: list[str]) -> None:
+    """Looks for findings, and exits with 1 if there are any.
+
+    Args:
+        argv: the program's name.
+    """
+    del argv
+    findings = _Findings(_FINDINGS.value)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = _CORPUS.value or folder
+        if _CORPUS.value is None:
+            # In another process: this one is forked for each file, and must not have started JAX.
+            spawn = multiprocessing.get_context("spawn")
+            maker = spawn.Process(target=_write_seeds, args=(corpus,))
+            maker.start()
+            maker.join()
+            if maker.exitcode:
+                raise app.UsageError("the first files could not be made: see above")
+        well = True
+        if _CHANGES.value:
+            _blindly(corpus, findings, _CHANGES.value, _SEED.value)
+        else:
+            well = _guided(corpus, findings, _SECONDS.value, _SEED.value)
+    print(f"{findings.tried.value} files tried, {findings.found.value} findings")
+    sys.exit(0 if well and not findings.found.value else 1)
 
 
 if __name__ == "__main__":
