@@ -2,7 +2,7 @@
 
 The bytes are validated first, so a damaged file is an error and not the end of the process.
 Models keep the batch they were exported with; larger batches are run slice by slice, which is
-exact because the rows of a batch do not touch each other.
+exact because the rows of a batch do not touch each other. A file of `batch.py` takes them whole.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ import numpy as np
 
 from compressjax.export import flatbuffer
 from compressjax.export._require import require
+from compressjax.export.join import select
 
 
-def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
+def run(model: bytes, *inputs: np.ndarray, threads: int = 1, signature: str | None = None) -> Any:
     """Runs a model on a batch of any size: float in, float out.
 
     Inputs and outputs that are int8 or int16 in the file are quantized and dequantized by the
-    scales that the file itself gives.
+    scales that the file itself gives; those of other integer types (images, indices) stay as they
+    are.
 
     Args:
         model: the .tflite.
-        *inputs: one float32 array `[N, ...]` per input; all but the first axis as in the file.
+        *inputs: one float32 array `[N, ...]` per input, or uint8 or int32 where the file has that;
+            all but the first axis as in the file.
         threads: CPU threads.
+        signature: which one of the file; the first if `None`.
 
     Returns:
-        A float32 array `[N, ...]`, or a tuple of them when the model has several outputs.
+        An array `[N, ...]`, or a tuple of them when the model has several outputs.
 
     Raises:
-        TypeError: an input is not a float array.
+        TypeError: an input is not of the type that the model takes.
         ValueError: the file is damaged, LiteRT refuses it, or an input has the wrong shape.
 
     Example:
@@ -43,7 +47,7 @@ def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
                [1., 1.],
                [1., 1.]], dtype=float32)
     """
-    session = Session(model, threads=threads)
+    session = Session(model if signature is None else select(model, signature), threads=threads)
     parts = list(session.slices(inputs))
     outputs = tuple(
         dequantize(np.concatenate(column), details)
@@ -153,6 +157,8 @@ class Session:
         """
         arrays = self._checked(inputs)
         total = len(arrays[0]) if arrays[0].ndim else 1
+        if all(tuple(details["shape_signature"][:1]) == (-1,) for details in self.inputs):
+            self._resize(total)
         size = int(self.inputs[0]["shape"][0]) if arrays[0].ndim else 1
         for start in range(0, total, size):
             count = min(size, total - start)
@@ -168,6 +174,16 @@ class Session:
             results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
             yield [result[:count] for result in results] if count < size else results
 
+    def _resize(self, rows: int) -> None:
+        """Gives a file whose batch is open this one."""
+        if int(self.inputs[0]["shape"][0]) == rows:
+            return
+        for details in self.inputs:
+            shape = (rows, *details["shape"][1:])
+            self.interpreter.resize_tensor_input(details["index"], shape)
+            details["shape"] = np.asarray(shape)
+        self.interpreter.allocate_tensors()
+
     def _checked(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
             raise ValueError(
@@ -176,10 +192,12 @@ class Session:
         arrays = []
         for position, (value, details) in enumerate(zip(inputs, self.inputs, strict=True)):
             array, shape = np.asarray(value), tuple(int(n) for n in details["shape"])
-            if array.dtype.kind != "f":
+            codes = details["dtype"] in (np.int8, np.int16)
+            expected = np.dtype(np.float32 if codes else details["dtype"])
+            if array.dtype != expected and not array.dtype.kind == expected.kind == "f":
+                quantized = " (integer inputs are quantized here)" if codes else ""
                 raise TypeError(
-                    f"input {position} is {array.dtype}, expected float32 "
-                    "(integer inputs are quantized here)"
+                    f"input {position} is {array.dtype}, expected {expected}{quantized}"
                 )
             whole = array.shape == shape
             if not whole and (array.shape[1:] != shape[1:] or array.ndim != len(shape)):
@@ -187,7 +205,7 @@ class Session:
                     f"input {position} has shape {list(array.shape)}, the model takes "
                     f"{['N', *shape[1:]]} (exported with N = {shape[0] if shape else 1})"
                 )
-            arrays.append(array.astype(np.float32))
+            arrays.append(array.astype(expected))
         shapes = [details["shape"] for details in self.inputs]
         counts = {len(a) / s[0] for a, s in zip(arrays, shapes, strict=True) if len(s)}
         if len(counts) > 1 or 0 in counts:
