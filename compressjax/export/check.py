@@ -197,7 +197,7 @@ def _integer(graph: Graph, spec: Spec) -> Iterator[Problem]:
 def _limits(plan: Plan) -> Iterator[Problem]:
     """What LiteRT's operations take no more of, though they are int8."""
     for step in plan.steps:
-        most = 5 if step.kind == "pad" else 6
+        most = 5 if step.kind in ("pad", "relu", "clamp", "maximum", "minimum") else 6
         if len(step.shape) > most:
             problem = f"has values of {len(step.shape)} axes, LiteRT takes at most {most} here"
             fix = "reshape: merge axes that lie beside each other"

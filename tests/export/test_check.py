@@ -189,13 +189,14 @@ def test_int8_refuses_inputs_and_outputs_that_are_not_float():
 def test_int8_knows_the_limits_of_litert():
     def fn(_, x):
         y = x * 2.0
-        return y, jnp.pad(x, 1), x[:0] + 1.0, y
+        return y, jnp.pad(x, 1), x[:0] + 1.0, y, jax.nn.relu(x)
 
     report = check(fn, {}, shapes(1, 2, 1, 2, 1, 2), spec=cj.quant.int8())
     assert [(row.kind, row.name) for row in report.problems] == [
         ("pad", "pad_0"),
         ("slice", "slice_0"),
         ("add", "add_0"),
+        ("relu", "relu_0"),
         ("output", "output_3"),
     ]
 

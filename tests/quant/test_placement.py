@@ -675,3 +675,9 @@ def test_what_can_be_placed_has_no_refusals():
         return jax.nn.gelu(nn.avg_pool(x, (2, 2), (2, 2)))
 
     assert refusals(trace(fn, {}, jnp.ones(IMAGE), keep_custom=False)) == ()
+
+
+def test_a_part_of_a_split_that_nothing_reads_is_no_step():
+    plan = plan_of(lambda v, x: jnp.split(x, [1, 3], axis=-1)[1] + 1.0)
+    assert kinds(plan) == ["slice", "add"]
+    assert plan.steps[0].params["starts"] == (0, 0, 0, 1)

@@ -81,10 +81,13 @@ def slice_(placer: Placer, op: Op) -> None:
 
 
 def split(placer: Placer, op: Op) -> None:
-    """A split is one slice for each part."""
-    x = placer.tensor(op, op.inputs[0])
+    """A split is one slice for each part that is read."""
+    graph, x = placer.graph, placer.tensor(op, op.inputs[0])
     axis, start, shape = op.params["axis"], 0, op.inputs[0].shape
     for i, (size, value) in enumerate(zip(op.params["sizes"], op.outputs, strict=True)):
+        if value not in graph.consumers and value not in graph.outputs:
+            start += int(size)
+            continue
         starts, limits = [0] * len(shape), list(shape)
         starts[axis], limits[axis] = start, start + int(size)
         params = {"starts": tuple(starts), "limits": tuple(limits), "strides": (1,) * len(shape)}
@@ -181,29 +184,6 @@ def _repetition(placer: Placer, op: Op) -> bool:
     plain = tuple(op.out_shape[d] for d in dims) == shape and len(new) == 1
     if not plain or reader is None or reader.kind != "reshape":
         return False
-    axis, count = new[0], op.out_shape[new[0]]
-    for merged in (axis - 1, axis):
-        wanted = [n * count if i == merged else n for i, n in enumerate(shape)]
-        if merged < 0 or merged == len(shape) or list(reader.out_shape) != wanted:
-            continue
-        placer.covered.add(reader)
-        if merged < axis:
-            _take(placer, op, reader.outputs[0], merged, np.repeat(np.arange(shape[merged]), count))
-        else:
-            _repeat_whole(placer, op, reader.outputs[0], merged, count)
-        return True
-    return False
-    axis, count = new[0], op.out_shape[new[0]]
-    for merged, repeat in ((axis - 1, np.repeat), (axis, np.tile)):
-        if 0 <= merged < len(shape):
-            wanted = (*shape[:merged], shape[merged] * count, *shape[merged + 1 :])
-            if reader.out_shape == wanted:
-                placer.covered.add(reader)
-                _take(
-                    placer, op, reader.outputs[0], merged, repeat(np.arange(shape[merged]), count)
-                )
-                return True
-    return False
 
 
 def transposed(placer: Placer, op: Op, tensor: str, order: tuple[int, ...], suffix: str) -> str:
