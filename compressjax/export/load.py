@@ -319,12 +319,17 @@ def _evaluate(
             [file.shapes[i] for i in node.outputs],
             grids.get(node.outputs[0]),
         )
+        where = f"{node.kind} of {file.names[node.outputs[0]]!r}"
         try:
             made = meaning.RULES[node.kind](call)
-        except (TypeError, ValueError) as error:
-            name = file.names[node.outputs[0]]
-            raise ValueError(f"{node.kind} of {name!r} cannot be rebuilt: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} cannot be rebuilt: {error}") from error
         outputs = made if isinstance(made, tuple) else (made,)
+        if [x.shape for x in outputs] != list(call.shapes):
+            raise ValueError(
+                f"{where} puts out {[list(x.shape) for x in outputs]}, the file says "
+                f"{[list(shape) for shape in call.shapes]}"
+            )
         values.update(zip(node.outputs, outputs, strict=True))
     return {i: values[i] for i in {*file.codes, *file.outputs}}
 

@@ -23,7 +23,7 @@ Bounds = tuple[float | None, float | None]
 
 # ActivationFunctionType and Padding of LiteRT's schema.
 _CLAMPS: Mapping[int, Bounds] = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
-_PADDINGS = ("SAME", "VALID")
+_PADDINGS: Mapping[int, str] = {0: "SAME", 1: "VALID"}
 
 
 class Call(NamedTuple):
@@ -69,7 +69,7 @@ def _conv(call: Call) -> jax.Array:
     acc = lattice.conv_sum(
         x, kernel, _bias(call, 2), _grid(call, 0),
         window_strides=(options.strideH, options.strideW),
-        padding=_PADDINGS[options.padding],
+        padding=_padding(call),
         rhs_dilation=(options.dilationHFactor, options.dilationWFactor),
         dimension_numbers=("NHWC", "OHWI", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[-1],
@@ -82,7 +82,7 @@ def _depthwise(call: Call) -> jax.Array:
     acc = lattice.conv_sum(
         x, jnp.transpose(kernel, (1, 2, 0, 3)), _bias(call, 2), _grid(call, 0),
         window_strides=(options.strideH, options.strideW),
-        padding=_PADDINGS[options.padding],
+        padding=_padding(call),
         rhs_dilation=(options.dilationHFactor, options.dilationWFactor),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
@@ -97,7 +97,7 @@ def _transpose_conv(call: Call) -> jax.Array:
     for axis, stride in zip((1, 2), strides, strict=True):
         size, taps, wanted = x.shape[axis], kernel.shape[axis], call.shapes[0][axis]
         spread = (size - 1) * stride + 1
-        cut = max(spread - 1 + taps - wanted, 0) if options.padding == 0 else 0
+        cut = max(spread - 1 + taps - wanted, 0) if _padding(call) == "SAME" else 0
         low = taps - 1 - cut // 2
         edges.append((low, wanted - spread + taps - 1 - low))
     acc = lattice.conv_sum(
@@ -116,16 +116,20 @@ def _dense(call: Call) -> jax.Array:
     return _rescaled(call, acc, 0).reshape(call.shapes[0])
 
 
+def _padding(call: Call) -> str:
+    number = int(call.options.padding)
+    if number not in _PADDINGS:
+        raise ValueError(f"its padding has the number {number}, expected 0 (SAME) or 1 (VALID)")
+    return _PADDINGS[number]
+
+
 def _bias(call: Call, position: int) -> jax.Array | None:
     return call.inputs[position] if len(call.inputs) > position else None
 
 
 def _rescaled(call: Call, acc: jax.Array, source: int) -> jax.Array:
-    kernel = _grid(call, 1)
-    if np.any(call.fixed[1] is None):
-        raise ValueError("its kernel is computed while the model runs, expected a constant")
-    lo, hi = call.clamp()
-    scale, axis = kernel.scale, acc.ndim - 1
+    call.constant(1, "kernels")
+    (lo, hi), scale, axis = call.clamp(), _grid(call, 1).scale, acc.ndim - 1
     return lattice.rescale(acc, _grid(call, source), scale, _out(call), axis, lo=lo, hi=hi)
 
 
@@ -162,7 +166,7 @@ def _pool(function: Callable[..., jax.Array]) -> Rule:
             call.inputs[0], _grid(call, 0),
             window_dimensions=(1, options.filterHeight, options.filterWidth, 1),
             window_strides=(1, options.strideH, options.strideW, 1),
-            padding=_PADDINGS[options.padding], lo=lo, hi=hi,
+            padding=_padding(call), lo=lo, hi=hi,
         )  # fmt: skip
 
     return rule

@@ -149,6 +149,14 @@ def _reshape_grid(model, tensors):
     grid.scale = 2 * grid.scale
 
 
+def _padding(model, tensors):
+    model.subgraphs[0].operators[1].builtinOptions.padding = 7
+
+
+def _strides(model, tensors):
+    model.subgraphs[0].operators[1].builtinOptions.strideW = 2
+
+
 def test_refusals(tmp_path):
     def float_fn(variables, x):
         return x * 2
@@ -166,6 +174,10 @@ def test_refusals(tmp_path):
         load(_changed(_many_file("litert")[2], _softmax_grid))
     with pytest.raises(ValueError, match="RESHAPE of 'reshape_0' has the grids"):
         load(_changed(_plan_file("pools"), _reshape_grid))
+    with pytest.raises(ValueError, match="CONV_2D of 'conv_0' cannot be rebuilt: its padding has"):
+        load(_changed(_plan_file("resnet"), _padding))
+    with pytest.raises(ValueError, match=r"CONV_2D of 'conv_0' puts out .*, the file says"):
+        load(_changed(_plan_file("resnet"), _strides))
     network = load(_plan_file("resnet"))
     with pytest.raises(ValueError, match=r"input 0 has shape \[3, 16, 16\], the model takes"):
         network.apply(network.variables, _images(3, 16, 16))
