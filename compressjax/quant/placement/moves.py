@@ -184,6 +184,18 @@ def _repetition(placer: Placer, op: Op) -> bool:
     plain = tuple(op.out_shape[d] for d in dims) == shape and len(new) == 1
     if not plain or reader is None or reader.kind != "reshape":
         return False
+    axis, count = new[0], op.out_shape[new[0]]
+    for merged in (axis - 1, axis):
+        wanted = [n * count if i == merged else n for i, n in enumerate(shape)]
+        if merged < 0 or merged == len(shape) or list(reader.out_shape) != wanted:
+            continue
+        placer.covered.add(reader)
+        if merged < axis:
+            _take(placer, op, reader.outputs[0], merged, np.repeat(np.arange(shape[merged]), count))
+        else:
+            _repeat_whole(placer, op, reader.outputs[0], merged, count)
+        return True
+    return False
 
 
 def transposed(placer: Placer, op: Op, tensor: str, order: tuple[int, ...], suffix: str) -> str:
