@@ -6,11 +6,12 @@ of its file that is one of them, in whatever layout the converter chose, is foun
 gives way to its codes. Where a converter multiplied a kernel, by a batch norm or by the divisor of
 a mean, the factor goes to the scales. Two forms, as LiteRT 2.3.0 was measured to run them:
 
-- behind a DEQUANTIZE, which is run once, when the model is loaded: int8 and float16. Of int4 it is
-  run at every call, and its layers are left to the builtin kernels: two to seven times slower.
-- as the operand of a CONV_2D or FULLY_CONNECTED, which then quantizes its other operand at every
-  call ("dynamic range"); of int4 only FULLY_CONNECTED, whose speed stays that of int8. The builtin
-  kernel that DEPTHWISE_CONV_2D has for it is slower than float, so it gets the first form.
+- behind a DEQUANTIZE, which XNNPACK folds when the model is loaded: int8 and float16. It does not
+  fold that of int4, and leaves the layer behind to the builtin kernels: 3 to 40 times slower.
+- as the operand of a CONV_2D, TRANSPOSE_CONV or FULLY_CONNECTED, which then quantizes its other
+  operand at every call ("dynamic range"); of int4 only FULLY_CONNECTED, whose speed stays that of
+  int8. The builtin kernel that DEPTHWISE_CONV_2D has for it is 6 to 8 times slower than float, and
+  reads a scale for each channel whether there is one or not, so it gets the first form.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from compressjax.quant.kernels import FrozenKernels, Stored
 _LARGEST_INT4 = 7
 _ROUNDED = 4 * 2.0**-23  # what a product or two in float32 may lose
 # Since which version these take a float input and an int8 weight with a scale for each channel.
-_HYBRID_VERSION = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+_HYBRID_VERSION = {"CONV_2D": 5, "FULLY_CONNECTED": 12, "TRANSPOSE_CONV": 3}
 _DEQUANTIZE_VERSION = {"INT4": 6, "INT8": 5, "FLOAT16": 3}
 
 
@@ -60,25 +61,27 @@ def store(model: bytes, frozen: FrozenKernels, *, int4: bool) -> bytes:
         The smaller .tflite.
 
     Raises:
-        ValueError: a kernel is not in the file as it was given to the converter.
+        ValueError: a kernel is not in the file as it was given to the converter, or the model
+            quantizes the other operand of a layer that LiteRT runs on floats.
     """
     unpacked = flatbuffer.read(model)
     graph = unpacked.subgraphs[0]
-    places: dict[int, _Constant] = {}
+    places: dict[int, dict[str, _Constant]] = {}
     left = dict(frozen.kernels)
     for scaled in (False, True):  # as they are, then those that the converter multiplied
         for index, tensor in enumerate(graph.tensors):
             values = flatbuffer.constant(unpacked, tensor)
             if index in places or values is None or values.dtype != np.float32:
                 continue
-            layouts = {
-                name: _laid_out(kernel, values, scaled=scaled)
-                for name, kernel in (left if scaled else frozen.kernels).items()
-            }
-            for name, found in layouts.items():  # several, where a kernel is read twice
-                if found is not None:
-                    places[index] = found
-                    left.pop(name, None)
+            found = {}  # several, where a kernel is read twice or two are equal
+            for name, kernel in (left if scaled else frozen.kernels).items():
+                constant = _laid_out(kernel, values, scaled=scaled)
+                if constant is not None:
+                    found[name] = constant
+            if found:
+                places[index] = found
+            for name in found:
+                left.pop(name, None)
     if left:
         name, kernel = next(iter(left.items()))
         raise ValueError(
@@ -86,8 +89,11 @@ def store(model: bytes, frozen: FrozenKernels, *, int4: bool) -> bytes:
             f"{list(kernel.values.shape)}: the converter changed it. Export through the other "
             "converter, or leave this kernel float with a rule of the spec."
         )
-    for index, constant in places.items():
-        _put(unpacked, index, constant, dynamic=frozen.dynamic, int4=int4)
+    whole = not any(kernel.dynamic for kernel in frozen.kernels.values())
+    for index, found in places.items():
+        hybrid = _hybrid(unpacked, index, found, frozen)
+        constant = next(iter(found.values()))
+        _put(unpacked, index, constant, hybrid, int4=int4 and (whole or bool(hybrid)))
     drop_unused(unpacked)
     return flatbuffer.write(unpacked)
 
@@ -145,27 +151,49 @@ def _quantized(codes: np.ndarray, scale: np.ndarray) -> _Constant | None:
     return None
 
 
-def _put(model: Any, index: int, constant: _Constant, *, dynamic: bool, int4: bool) -> None:
+def _hybrid(
+    model: Any, index: int, found: dict[str, _Constant], frozen: FrozenKernels
+) -> list[Any]:
+    """The layers that take the codes of a constant themselves, all of its readers or none.
+
+    Raises:
+        ValueError: the model quantizes the other operand of a layer that LiteRT runs on floats.
+    """
+    if not any(frozen.kernels[name].dynamic for name in found):
+        return []
+    graph, constant = model.subgraphs[0], next(iter(found.values()))
+    readers = [operator for operator in graph.operators if index in operator.inputs]
+    if all(_takes(model, operator, index, constant) for operator in readers):
+        return readers
+    if all(frozen.kernels[name].dynamic for name in found):
+        kinds = sorted({flatbuffer.op_name(model, operator) for operator in readers})
+        raise ValueError(
+            f"kernel {next(iter(found))!r} is multiplied by codes in the model, but in the file "
+            f"{kinds} cannot take it so. It needs an integer grid with a scale for each output, "
+            "and no other use: leave it float with a rule of the spec, or use quant.weight_only()."
+        )
+    return []
+
+
+def _put(model: Any, index: int, constant: _Constant, hybrid: list[Any], *, int4: bool) -> None:
     """Adds the codes, and has them read in place of the floats."""
     graph = model.subgraphs[0]
-    readers = [operator for operator in graph.operators if index in operator.inputs]
-    hybrid = [
-        operator for operator in readers if dynamic and _takes(model, operator, index, constant)
-    ]
-    packed = int4 and constant.scale is not None
+    kinds = {flatbuffer.op_name(model, operator) for operator in hybrid}
+    packed = int4 and constant.scale is not None and kinds <= {"FULLY_CONNECTED"}
     packed = packed and np.abs(constant.data.astype(np.int16)).max(initial=0) <= _LARGEST_INT4
-    if dynamic:
-        kinds = {flatbuffer.op_name(model, operator) for operator in readers}
-        packed = packed and kinds == {"FULLY_CONNECTED"} and len(hybrid) == len(readers)
     kind = "FLOAT16" if constant.scale is None else "INT4" if packed else "INT8"
+    if hybrid and constant.scale is not None:  # a layer without a scale for each reads beyond them
+        outputs = int(graph.tensors[index].shape[0])
+        constant = constant._replace(scale=np.broadcast_to(constant.scale, outputs))
     codes = _add(model, graph.tensors[index], constant, kind)
     for operator in hybrid:
         operator.inputs = [codes if i == index else int(i) for i in operator.inputs]
         name = flatbuffer.op_name(model, operator)
-        operator.opcodeIndex = opcode(model, name, version=_HYBRID_VERSION[name])
+        least = max(_HYBRID_VERSION[name], model.operatorCodes[operator.opcodeIndex].version)
+        operator.opcodeIndex = opcode(model, name, version=least)
         if name == "FULLY_CONNECTED":
             operator.builtinOptions.asymmetricQuantizeInputs = True
-    if len(hybrid) < len(readers) or index in graph.outputs:
+    if not hybrid:
         graph.tensors[index].buffer = 0
         graph.tensors[codes].name = f"{flatbuffer.text(graph.tensors[index].name)}/codes"
         version = _DEQUANTIZE_VERSION[kind]

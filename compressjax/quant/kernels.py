@@ -17,8 +17,9 @@ import numpy as np
 from compressjax import graph as graphs
 from compressjax import tree
 from compressjax.graph import Graph, Op
-from compressjax.quant import forward, ranges, simulate
+from compressjax.quant import forward
 from compressjax.quant.grids import Grid, fit_at
+from compressjax.quant.lattice.grid import opaque, ratio, rounded_product, straight_through
 from compressjax.quant.spec import Dynamic, Spec
 
 
@@ -48,7 +49,7 @@ def run(graph: Graph, spec: Spec, qv: Mapping[str, Any], args: tuple[Any, ...]) 
         rows = _rows(op, side, kernel)
         own = forward.grid_params(op.name, grid, rows, qv)
         kernel = _unrowed(op, side, grid.project(rows, own), kernel)
-        if isinstance(spec.activations, Dynamic) and _dynamic(op):
+        if isinstance(spec.activations, Dynamic) and _dynamic(op, side):
             x = _rounded(op, 1 - side, x, spec.activations.bits)
         return (kernel, x) if side == 0 else (x, kernel)
 
@@ -62,11 +63,13 @@ class Stored(NamedTuple):
       values: float32, in the function's own layout, on the grid.
       codes: int8, in the same layout; `None` where the values are half-precision floats.
       scale: float32, broadcast to the same layout; `codes * scale` are the values.
+      dynamic: whether the other operand is quantized when the function runs.
     """
 
     values: np.ndarray
     codes: np.ndarray | None
     scale: np.ndarray | None
+    dynamic: bool
 
 
 class FrozenKernels(NamedTuple):
@@ -75,12 +78,10 @@ class FrozenKernels(NamedTuple):
     Attributes:
       fn: `fn(*args) -> outputs`, float, with the stored values in place of the kernels.
       kernels: those that have a grid, by operation name.
-      dynamic: whether the kernels' other operands are quantized when the function runs.
     """
 
     fn: Callable[..., Any]
     kernels: dict[str, Stored]
-    dynamic: bool
 
 
 def freeze(graph: Graph, spec: Spec, qv: Mapping[str, Any]) -> FrozenKernels:
@@ -95,8 +96,15 @@ def freeze(graph: Graph, spec: Spec, qv: Mapping[str, Any]) -> FrozenKernels:
       The function of the inputs alone, and its kernels.
 
     Raises:
-      ValueError: if LiteRT's tensors cannot hold a grid; the message names the kernels.
+      ValueError: if LiteRT's tensors cannot hold a grid, the message names the kernels; or if
+        dynamic activations have other than 8 bits.
     """
+    dynamic = isinstance(spec.activations, Dynamic)
+    if isinstance(spec.activations, Dynamic) and spec.activations.bits != 8:
+        raise ValueError(
+            f"dynamic activations have {spec.activations.bits} bits, LiteRT's have 8: others can "
+            "only be simulated"
+        )
     known = graphs.bind_variables(graph, qv)
     kernels, problems = {}, []
     for name, grid in kernel_grids(graph, spec).items():
@@ -105,7 +113,7 @@ def freeze(graph: Graph, spec: Spec, qv: Mapping[str, Any]) -> FrozenKernels:
         op = next(op for op in graph.ops if op.name == name)
         side = _kernel_side(graph, op)
         (kernel,) = graphs.evaluate(graph, [op.inputs[side]], known)
-        found = _stored(op, side, grid, kernel, qv)
+        found = _stored(op, side, grid, kernel, qv, dynamic=dynamic and _dynamic(op, side))
         if found is None:
             problems.append(f"{name} has the grid {grid.name!r}")
         else:
@@ -128,10 +136,12 @@ def freeze(graph: Graph, spec: Spec, qv: Mapping[str, Any]) -> FrozenKernels:
     def fn(*args: Any) -> Any:
         return graphs.interpret(graph, qv, *args, before=before)
 
-    return FrozenKernels(fn, kernels, isinstance(spec.activations, Dynamic))
+    return FrozenKernels(fn, kernels)
 
 
-def _stored(op: Op, side: int, grid: Grid, kernel: jax.Array, qv: Any) -> Stored | None:
+def _stored(
+    op: Op, side: int, grid: Grid, kernel: jax.Array, qv: Any, *, dynamic: bool
+) -> Stored | None:
     @jax.jit
     def numbers(kernel: jax.Array) -> tuple[jax.Array, ...]:
         rows = _rows(op, side, kernel)
@@ -145,11 +155,12 @@ def _stored(op: Op, side: int, grid: Grid, kernel: jax.Array, qv: Any) -> Stored
     found = [np.asarray(x, np.float32) for x in numbers(kernel)]
     if len(found) == 2:
         codes, scale = found
-        return Stored(codes * scale, codes.astype(np.int8), scale)
+        return Stored(codes * scale, codes.astype(np.int8), scale, dynamic)
     (values,) = found
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16)
-    return Stored(values, None, None) if (halves.astype(np.float32) == values).all() else None
+    exact = (halves.astype(np.float32) == values).all()
+    return Stored(values, None, None, dynamic) if exact else None
 
 
 def params(graph: Graph, spec: Spec, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,17 +245,15 @@ def _unrowed(op: Op, side: int, rows: jax.Array, kernel: jax.Array) -> jax.Array
     return jnp.transpose(moved, back).astype(kernel.dtype)
 
 
-def _dynamic(op: Op) -> bool:
+def _dynamic(op: Op, side: int) -> bool:
     """Whether LiteRT has a fast kernel that quantizes the other operand when it runs.
 
-    It has none for depthwise and transposed convolutions, nor for products with batch axes; their
-    kernels are stored as codes and multiplied as floats.
+    It has none for depthwise convolutions (also those of a single input) nor for products with
+    batch axes or a kernel on the left. Their kernels are stored as codes and multiplied as floats.
     """
     if op.kind == "dot_general":
-        return not any(op.params["dimension_numbers"][1])
-    depthwise = op.params["feature_group_count"] > 1 and _inputs_of_group(op) == 1
-    dilated = any(dilation != 1 for dilation in op.params["lhs_dilation"])
-    return not (depthwise or dilated or len(op.params["window_strides"]) > 2)
+        return side == 1 and not any(op.params["dimension_numbers"][1])
+    return _inputs_of_group(op) > 1 and len(op.params["window_strides"]) <= 2
 
 
 def _inputs_of_group(op: Op) -> int:
@@ -253,13 +262,38 @@ def _inputs_of_group(op: Op) -> int:
 
 
 def _rounded(op: Op, side: int, x: jax.Array, bits: int) -> jax.Array:
-    """Rounds each example of a convolution's input, or each row of a product's."""
+    """Rounds an operand to the range of each row or example, by XNNPACK's own formula.
+
+    It finds how many codes a unit of value has, and multiplies codes by the inverse of that; both
+    are float32, and zero points and ties depend on it (`xnn_f32_qd8_asymmetric_quantization_params`
+    in its src/xnnpack/quantization.h). Nothing lies outside the range, so all gradients pass.
+    """
+    axes = _sharing(op, side)
+    lowest, highest = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1.0
+    seen = jax.lax.stop_gradient(x.astype(jnp.float32))
+    low = jnp.minimum(seen.min(axes, keepdims=True), 0.0)
+    high = jnp.maximum(seen.max(axes, keepdims=True), 0.0)
+    width = jnp.where(high > low, high - low, highest - lowest)  # zeros: one code for each unit
+    # Hidden, or a compiler would turn the inverse of this quotient around.
+    steps = opaque(ratio(jnp.float32(highest - lowest), width), width)
+    below, above = rounded_product(low, steps), rounded_product(high, steps)
+    point = jnp.where((lowest + below) + (highest + above) > 0, lowest - below, highest - above)
+    point = jnp.round(jnp.clip(point, lowest, highest))
+    codes = jnp.round(jnp.clip(x * steps, lowest - point, highest - point))
+    return straight_through(codes * ratio(jnp.float32(1.0), steps), x).astype(x.dtype)
+
+
+def _sharing(op: Op, side: int) -> tuple[int, ...]:
+    """The axes of an operand along which values share a grid: a row, or an example.
+
+    XNNPACK runs a convolution with a window of one pixel, one group and no strides as a fully
+    connected layer: each pixel is a row.
+    """
     numbers = op.params["dimension_numbers"]
-    if op.kind == "conv_general_dilated":
-        axes = tuple(numbers.lhs_spec[1:])
-    else:
-        axes = tuple(numbers[0][side])
-    codes = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    low, high = (jax.lax.stop_gradient(end(x, axes, keepdims=True)) for end in (jnp.min, jnp.max))
-    grid = ranges.grid_of(low, high, codes)
-    return simulate.decode(simulate.encode(x, grid, codes), grid).astype(x.dtype)
+    if op.kind != "conv_general_dilated":
+        return tuple(numbers[0][side])
+    _, channels, *spatial = numbers.lhs_spec
+    window = [op.inputs[1].shape[axis] for axis in numbers.rhs_spec[2:]]
+    sizes = (*window, *op.params["window_strides"], *op.params["lhs_dilation"])
+    one = op.params["feature_group_count"] == 1 and set(sizes) == {1}
+    return (channels,) if one else (channels, *spatial)

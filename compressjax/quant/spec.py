@@ -228,9 +228,12 @@ def weight_only(
 def dynamic(grid: Grid | None = None, *, rules: Mapping[str, Grid | None] | None = None) -> Spec:
     """Specifies int8 arithmetic with ranges taken when the network runs; needs no calibration.
 
-    Every example's input of a kernel gets its own affine grid, as XNNPACK's dynamic kernels do; a
-    fully connected layer has one for every row. Depthwise and transposed convolutions, which have
-    no such kernel, multiply floats by the quantized weights.
+    Every example's input of a convolution gets its own affine grid, by XNNPACK's own formula; a
+    fully connected layer has one for every row, and a convolution with a window of one pixel and
+    no strides or groups one for every pixel, as XNNPACK runs it. The inputs of depthwise
+    convolutions (also those of a single channel), and of products with batch axes or the kernel on
+    the left, stay float: LiteRT has no fast kernel for them. For equal inputs the codes are those
+    on the device; sums are floats, so a code may flip where a value lies between two.
 
     Args:
       grid: of every kernel; int8 per channel by default.
