@@ -156,8 +156,14 @@ class _Whole:
             operator.opcodeIndex = self._code(source.operatorCodes[operator.opcodeIndex])
         for entry in source.metadata or []:
             if flatbuffer.text(entry.name) == _VERSION:
-                data = bytes(source.buffers[entry.buffer].data).rstrip(b"\0").decode()
-                self.version = max(self.version, tuple(map(int, data.split("."))))
+                data = (
+                    bytes(source.buffers[entry.buffer].data)
+                    .rstrip(b"\0")
+                    .decode("ascii", "replace")
+                )
+                numbers = data.split(".")
+                if all(map(str.isdecimal, numbers)):
+                    self.version = max(self.version, tuple(map(int, numbers)))
         return graph, moved
 
     def _buffer(self, data: Any) -> int:
