@@ -4,11 +4,13 @@ from compressjax.export import mnn, onnx
 from compressjax.export.batch import dynamic_batch
 from compressjax.export.benchmark import Latency, Turns, benchmark, compare
 from compressjax.export.check import Problem, Report, check
+from compressjax.export.ends import with_image_input, with_softmax, with_top_k
 from compressjax.export.flatbuffer import ops, validate
 from compressjax.export.int4 import pack_int4
 from compressjax.export.join import chain, merge, select
 from compressjax.export.load import Loaded, load
 from compressjax.export.memory import arena_bytes
+from compressjax.export.metadata import Metadata, metadata, with_metadata
 from compressjax.export.parity import Distance, Layer, Parity
 from compressjax.export.profile import Kernel, profile
 from compressjax.export.runtime import run
@@ -23,6 +25,7 @@ __all__ = [
     "Latency",
     "Layer",
     "Loaded",
+    "Metadata",
     "Parity",
     "Problem",
     "Report",
@@ -35,6 +38,7 @@ __all__ = [
     "dynamic_batch",
     "load",
     "merge",
+    "metadata",
     "mnn",
     "onnx",
     "ops",
@@ -48,4 +52,8 @@ __all__ = [
     "tflite",
     "validate",
     "verify",
+    "with_image_input",
+    "with_metadata",
+    "with_softmax",
+    "with_top_k",
 ]
