@@ -7,7 +7,7 @@ Small files are changed byte by byte and number by number, guided by the lines t
 `compressjax/export` (atheris), or blindly. A file may be refused with a ValueError; one that passes
 is loaded and run by LiteRT in a process of its own. Anything else is a finding: the file is written
 to --findings, and the command ends with 1. It starts from files that the library makes (float,
-int8, sparse, four bits), or from those in --corpus.
+int8, int16, dynamic, sparse, four bits), or from those in --corpus.
 """
 
 import hashlib
@@ -70,16 +70,21 @@ def seeds() -> dict[str, bytes]:
     network = Network()
     variables = network.init(jax.random.key(1), x)
     pruned = jax.tree.map(lambda w: w * (jnp.abs(w) > 0.9 * jnp.abs(w).max()), variables)
-    q = cj.quantize(network.apply, cj.quant.int8())
-    qv = q.calibrate(variables, [x])
-    four = cj.quantize(network.apply, cj.quant.int8(weights={"**": cj.quant.grids.integer(4)}))
-    return {
+    files = {
         "float": cj.export.tflite(network.apply, variables, x, via="litert"),
         "sparse": cj.export.tflite(network.apply, pruned, x, via="litert", sparse=True),
-        "int8": cj.export.tflite(q, qv, x, via="litert"),
-        "int8_io": cj.export.tflite(q, qv, x, via="litert", int8_io=True),
-        "four_bits": cj.export.tflite(four, four.calibrate(variables, [x]), x, via="litert"),
     }
+    specs = {
+        "int8": cj.quant.int8(),
+        "int16": cj.quant.int16x8(),
+        "dynamic": cj.quant.dynamic(),
+        "four_bits": cj.quant.int8(weights={"**": cj.quant.grids.integer(4)}),
+    }
+    for name, spec in specs.items():
+        q = cj.quantize(network.apply, spec)
+        qv, four = q.calibrate(variables, [x]), name == "four_bits"
+        files[name] = cj.export.tflite(q, qv, x, via="litert", int8_io=name == "int8", int4=four)
+    return files
 
 
 def mutated(data: bytes, seed: int) -> bytes:

@@ -69,7 +69,6 @@ def test_what_passes_becomes_builtins(model, via):
     ("name", "via"),
     [
         ("cbrt", "litert"),  # other values
-        ("spread 3 by 2 SAME", "litert"),  # another shape
         ("negative padding", "litert"),  # other values
         ("sort", "litert"),
         ("scatter add", "litert"),

@@ -40,9 +40,9 @@ def test_changes_are_reproducible_and_reach_beyond_the_layout():
     assert 0 < accepted < len(set(changed))
 
 
-@pytest.mark.parametrize("name", ["float", "int8", "sparse", "four_bits"])
+@pytest.mark.parametrize("name", ["float", "int8", "int16", "dynamic", "sparse", "four_bits"])
 def test_no_change_raises_another_error(name):
-    for seed in range(50):
+    for seed in range(30):
         found = fuzz.judge(fuzz.mutated(_seeds()[name], seed), execute=False)
         assert found is None, f"seed {seed} of {name}: {found}"
 
@@ -52,11 +52,11 @@ def test_what_is_accepted_runs_in_litert(tmp_path):
     corpus.mkdir()
     for name, data in _seeds().items():
         (corpus / f"{name}.tflite").write_bytes(data)
-    command = [sys.executable, "-m", "launch.fuzz", "--changes=12", f"--corpus={corpus}"]
+    command = [sys.executable, "-m", "launch.fuzz", "--changes=10", f"--corpus={corpus}"]
     done = subprocess.run(
         [*command, f"--findings={findings}"], capture_output=True, text=True, timeout=300
     )
-    assert done.stdout == f"{12 * len(_seeds())} files tried, 0 findings\n", done.stderr
+    assert done.stdout == f"{10 * len(_seeds())} files tried, 0 findings\n", done.stderr
     assert done.returncode == 0 and not list(findings.iterdir())
 
 
