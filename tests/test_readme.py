@@ -31,7 +31,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_commands_name_files_that_exist():
     commands = "".join(code for page in PAGES for _, code in blocks(page, "(?:bash|sh)"))
     named = set(re.findall(r"\b(?:launch|experiments)/[\w/]+\.(?:py|sh)\b", commands))
-    modules = re.findall(r"python -m ((?:compressjax|experiments)[\w.]*)", commands)
+    modules = re.findall(r"python -m ((?:compressjax|experiments|launch)[\w.]*)", commands)
     named |= {module.replace(".", "/") + ".py" for module in modules}
     assert {"launch/demo.sh", "launch/test.sh"} <= named
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
