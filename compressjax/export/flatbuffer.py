@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import nibbles, operands, structure
+from compressjax.export import associated, nibbles, operands, structure
 from compressjax.export import validate as checks
 from compressjax.export._require import require
 
@@ -50,7 +50,8 @@ def read(data: bytes) -> Any:
         data: the file.
 
     Returns:
-        A `ModelT` of `ai_edge_litert.schema_py_generated`.
+        A `ModelT` of `ai_edge_litert.schema_py_generated`; in a file with metadata it also has
+        `associated`, the contents of the files behind the model by name.
 
     Raises:
         TypeError: `data` is not bytes.
@@ -68,6 +69,8 @@ def read(data: bytes) -> Any:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         checks.bring_in(model, data)
         checks.semantics(model)
+        if associated.NAME in [text(entry.name) for entry in model.metadata or []]:
+            model.associated = associated.files(data)
     except (IndexError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"damaged .tflite: it cannot be unpacked ({error})") from error
     return model
@@ -93,7 +96,7 @@ def validate(data: bytes) -> None:
 
 
 def write(model: Any) -> bytes:
-    """Packs a model into the bytes of a .tflite.
+    """Packs a model into the bytes of a .tflite, with the files that were read behind it.
 
     Args:
         model: a `ModelT`.
@@ -126,7 +129,7 @@ def write(model: Any) -> bytes:
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     finally:
         model.buffers = buffers
-    return bytes(builder.Output())
+    return associated.attach(bytes(builder.Output()), getattr(model, "associated", {}))
 
 
 def op_name(model: Any, operator: Any) -> str:
