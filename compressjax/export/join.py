@@ -14,6 +14,7 @@ import numpy as np
 
 from compressjax.export import flatbuffer
 from compressjax.export._require import require
+from compressjax.export.associated import NAME
 from compressjax.export.litert import SIGNATURE
 
 _VERSION = "min_runtime_version"
@@ -31,8 +32,8 @@ def chain(*models: bytes) -> bytes:
         QUANTIZE of the same grid is gone with it.
 
     Raises:
-        ValueError: a file is damaged or has several signatures, there is none, or two neighbours
-            do not fit; the message names both.
+        ValueError: a file is damaged, or has several signatures or metadata, there is none, or two
+            neighbours do not fit; the message names both.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +80,7 @@ def merge(signatures: Mapping[str, bytes]) -> bytes:
         The file.
 
     Raises:
-        ValueError: a file is damaged or has several signatures, or there is none.
+        ValueError: a file is damaged, or has several signatures or metadata, or there is none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +111,7 @@ def select(model: bytes, signature: str) -> bytes:
         signature: its name.
 
     Returns:
-        The smaller file.
+        The smaller file, without metadata.
 
     Raises:
         ValueError: the file is damaged, or has no such signature.
@@ -220,6 +221,11 @@ def _ends(model: Any, where: str) -> tuple[list[int], list[int]]:
         raise ValueError(
             f"{where} has {len(model.subgraphs)} graphs and the signatures {names}, expected one "
             "of each: take one out with compressjax.export.select"
+        )
+    if any(flatbuffer.text(entry.name) == NAME for entry in model.metadata or []):
+        raise ValueError(
+            f"{where} has metadata, which would not describe the whole: put the files together "
+            "first, then add it with compressjax.export.with_metadata"
         )
     signature, ends = model.signatureDefs[0], []
     for entries, indices in (

@@ -130,6 +130,17 @@ def test_rewriting_keeps_the_labels():
     assert cj.export.metadata(cj.export.dynamic_batch(said)) == SAID
 
 
+def test_files_with_metadata_are_not_put_together():
+    said = cj.export.with_metadata(_file(), SAID)
+    with pytest.raises(ValueError, match="file 0 of the chain has metadata.*with_metadata"):
+        cj.export.chain(said, _file())
+    with pytest.raises(ValueError, match="signature 'b' has metadata"):
+        cj.export.merge({"a": _file(), "b": said})
+    merged = cj.export.with_metadata(cj.export.merge({"a": _file(), "b": _file()}), SAID)
+    assert cj.export.metadata(merged) == SAID
+    np.testing.assert_array_equal(cj.export.run(merged, X, signature="b"), cj.export.run(said, X))
+
+
 def test_what_does_not_fit_is_refused():
     def said(**fields):
         return cj.export.with_metadata(_file(), Metadata(**fields))
