@@ -140,7 +140,7 @@ def _cropped(graph: Graph, op: Op) -> bool:
 
 
 def _odd_transposed(graph: Graph, op: Op) -> bool:
-    """A transposed convolution that converters do not bring to SAME or VALID, or get wrong."""
+    """A transposed convolution that converters refuse; `transposed.py` sees to its edges."""
     if _spatial(op) > 2 or not _spread(op):
         return False
     params, spec = op.params, op.params["dimension_numbers"].rhs_spec
@@ -150,14 +150,10 @@ def _odd_transposed(graph: Graph, op: Op) -> bool:
         return True
     sizes = [op.inputs[1].shape[axis] for axis in spec[2:]]
     pads = [(int(low), int(high)) for low, high in params["padding"]]
-    reach = [(size - 1, size - 1) for size in sizes]
-    if pads == reach:
-        return False
     strides = params["lhs_dilation"]
     same = pads == [_same(size, stride) for size, stride in zip(sizes, strides, strict=True)]
-    lows_reach = all(low == size - 1 for (low, _), size in zip(pads, sizes, strict=True))
-    short = any(high < size - 1 for (_, high), size in zip(pads, sizes, strict=True))
-    return not same or (lows_reach and short)
+    beyond = any(max(pair) >= size for pair, size in zip(pads, sizes, strict=True))
+    return beyond and not same
 
 
 def _same(size: int, stride: int) -> tuple[int, int]:
@@ -269,8 +265,8 @@ ROWS = (
         "slice the input", _cropped),
     Row("conv_general_dilated",
         "is transposed in a way that is refused, or that gives another shape or other values",
-        "use padding='VALID' and slice the edges off, strides that divide the kernel's size, no "
-        "groups, and two axes; or quantize: int8 places all of them", _odd_transposed),
+        "use padding='VALID' or 'SAME', one group, no dilated kernel, and two axes; or quantize: "
+        "int8 places all of them", _odd_transposed),
     *(Row(kind, _STABLEHLO, _WINDOW, _odd_window)
       for kind in ("reduce_window_max", "reduce_window_sum")),
     Row("reduce_window_sum", _STABLEHLO + " unless it is an average",

@@ -21,6 +21,7 @@ from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
 from compressjax.export.serving import stablehlo
 from compressjax.export.sparse import sparsify
+from compressjax.export.transposed import cut_apart
 from compressjax.export.weights import store
 from compressjax.quant.kernels import FrozenKernels
 
@@ -131,4 +132,4 @@ def _float(converter: Any, fn: Callable[..., Any], args: tuple[jax.Array, ...]) 
                 f"output {position} of the model is {out.dtype} {list(out.shape)}, expected "
                 "float32: export the function before argmax or casts"
             )
-    return converter.convert(whole, specs)
+    return converter.convert(cut_apart(whole, [spec for _, spec in specs]), specs)

@@ -136,7 +136,7 @@ def test_everything_is_listed_with_its_line_and_its_fix():
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.ConvTranspose(4, (3, 3), (2, 2))(x)
+            x = nn.ConvTranspose(4, (3, 3), (2, 2), kernel_dilation=(2, 2))(x)
             x = jnp.sort(x, axis=-1)
             x = lax.fori_loop(0, 3, lambda _, y: y * 2.0, x)
             return jnp.linalg.inv(x[0, :, :, 0]), x.argmax(-1)
