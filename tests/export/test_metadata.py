@@ -1,9 +1,11 @@
 """Metadata is read back as it was written, by others too, and changes nothing that runs."""
 
+import base64
 import functools
 import importlib.util
 import io
 import zipfile
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,16 +25,21 @@ SAID = Metadata(
     mean=(123.675, 116.28, 103.53),
     std=(58.395, 57.12, 57.375),
 )
+# Written by MediaPipe 1.2.2's own schema classes, with parts that `Metadata` has no place for.
+THEIRS = zlib.decompress(base64.b64decode(
+    "eNpNUT1Lw1AUPa3Rxg8wSIaCHTI4dLAhqf4AzeQiuApdnsmjDbRpaQJWXRwc3FwcRPwNTo4Ogj9AR1c3f0BFt3hvcosNHO"
+    "67JyfnnXvTAHDoeb4NBw3UYcPCGkxiDTqDOGCL4BF2CdMK8Euwq8Ai9b7rufxuhbA/UmFPt9pMLHAfKZCUHEGe7AtyNorK"
+    "uCbckYA1dfCzIXfPHoMYFMwRMOdVplwVL6sUVy3xoWjQCVCjGvZVmuoUy3RO1ECnbjbJUGZPw+FYi69d+MxvwMDMj+frEx"
+    "4I74QPwlWe56bMUXz/WHvh+vrd3KsUyYFn0bDkSc58D+/m4jYOPs+jAJc64P7++Cfo3HwFnfW3YEra2UymzGn+z1kxJZ8p"
+    "uzHlvqb8L0t6zhFKnUg9k9lPVBb2qC7xbuOJ7qclHw9UV4umO1ajnuT13TY2qR6oJGqdjuMs04kTxd04S7cd38mGzk7hVV"
+    "LAH12WTgg="
+))  # fmt: skip
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
 
 @functools.cache
-def _file(*, indices: bool = False) -> bytes:
-    def fn(variables, x):
-        logits = x.mean((1, 2)) @ variables
-        return (logits, jnp.argmax(logits, -1).astype(jnp.int32)) if indices else logits
-
-    return cj.export.tflite(fn, jnp.eye(3), X[:1], via="litert")
+def _file() -> bytes:
+    return cj.export.tflite(lambda v, x: x.mean((1, 2)) @ v, jnp.eye(3), X[:1], via="litert")
 
 
 @functools.cache
@@ -83,9 +90,18 @@ def test_labels_are_a_file_in_an_uncompressed_archive():
     assert not zipfile.is_zipfile(io.BytesIO(cj.export.with_metadata(_file(), Metadata())))
 
 
+def test_labels_name_the_classes_of_a_top_k():
+    said = cj.export.with_metadata(cj.export.with_top_k(_file(), 2), Metadata(labels=SAID.labels))
+    labels = cj.export.metadata(said).labels
+    classes = cj.export.run(said, X)[1]
+    logits = cj.export.run(_file(), X)
+    best = [labels[i] for i in classes[:, 0]]
+    assert best == [SAID.labels[i] for i in logits.argmax(-1)]
+
+
 def test_the_schema_of_the_tools_reads_it():
     schema = _schema()
-    for file, output, kind in ((_file(), 0, 2), (_file(indices=True), 1, 3)):
+    for file, output, kind in ((_file(), 0, 2), (cj.export.with_top_k(_file(), 2), 1, 3)):
         said = cj.export.with_metadata(file, SAID)
         read = schema.ModelMetadataT.InitFromPackedBuf(_metadata_buffer(said), 0)
         texts = (read.name, read.description, read.version, read.author, read.license)
@@ -112,6 +128,14 @@ def _schema():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_what_others_wrote_is_read():
+    unpacked = flatbuffer.read(cj.export.with_metadata(_file(), Metadata()))
+    (entry,) = [e for e in unpacked.metadata if flatbuffer.text(e.name) == "TFLITE_METADATA"]
+    unpacked.buffers[entry.buffer].data = np.frombuffer(THEIRS, np.uint8)
+    unpacked.associated = {"names.txt": "one\r\nzwei\r\ndrei ß\r\n".encode(), "more": b""}
+    assert cj.export.metadata(flatbuffer.write(unpacked)) == SAID
 
 
 def test_metadata_is_replaced():
