@@ -3,7 +3,7 @@
 The form is that of LiteRT's tools (MediaPipe Tasks, the TFLite Support library, Android Studio): a
 FlatBuffer of their schema `metadata_schema.fbs`, identifier M001, in the buffer `TFLITE_METADATA`,
 and the labels as `labels.txt` in an archive behind the model (`associated.py`). Their packages are
-not needed for it. What runs is unchanged: `image.py` puts a normalisation into the graph, this
+not needed for it. What runs is unchanged: `ends.py` puts a normalisation into the graph, this
 only tells an app that it has to do one.
 
 Source: https://github.com/google-ai-edge/mediapipe/blob/master/mediapipe/tasks/metadata/metadata_schema.fbs
@@ -69,7 +69,7 @@ class Metadata:
 def with_metadata(model: bytes, metadata: Metadata) -> bytes:
     """Writes metadata into a file; what it had before is replaced.
 
-    Labels belong to the output of integers where there is one (`image.top_k_output`), else to the
+    Labels belong to the output of integers where there is one (`ends.with_top_k`), else to the
     last axis of the first output that is as long. In a file of several signatures the metadata
     describes the first.
 
