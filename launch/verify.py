@@ -26,6 +26,9 @@ from launch import cli
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "The .tflite.", flag_values=_FLAGS)
+_SIGNATURE = flags.DEFINE_string(
+    "signature", None, "Which one of the file; its first by default.", flag_values=_FLAGS
+)
 _DATA = flags.DEFINE_string(
     "data", None, "Samples: a data set, or a file .npy or .npz.", flag_values=_FLAGS
 )
@@ -107,7 +110,9 @@ def samples(
 
 def compare() -> export.Parity:
     """Compares the files that the flags name."""
-    model = pathlib.Path(_MODEL.value)
+    model = pathlib.Path(_MODEL.value).read_bytes()
+    if _SIGNATURE.value is not None:
+        model = export.select(model, _SIGNATURE.value)
     inputs = samples(
         _DATA.value, _SPLIT.value, _DATA_DIR.value, rows=_ROWS.value, normalise=_NORMALISE.value
     )

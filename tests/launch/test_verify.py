@@ -74,6 +74,7 @@ def test_reference_kernels_as_the_truth(folder, capsys):
 
 def test_thresholds_against_the_float_file(folder, capsys):
     arguments = ["--model=int8.tflite", "--data=x.npy", "--float=float.tflite", "--rows=20"]
+    arguments.append("--signature=serving_default")
     assert _verify(*arguments, "--min_agreement=0.5", "--min_sqnr=20") == 0
     assert "of 20 rows" in capsys.readouterr().out
     assert _verify(*arguments, "--min_sqnr=90") == 1
@@ -120,6 +121,7 @@ def test_samples_of_files(tmp_path):
         (["--model=int8.tflite", "--data=wide.npy"], "shape"),
         (["--model=int8.tflite", "--data=whole.npy"], "int64"),
         (["--model=int8.tflite", "--data=objects.npy"], "allow_pickle"),
+        (["--model=int8.tflite", "--data=x.npy", "--signature=other"], "no signature 'other'"),
         (["--model=int8.tflite", "--data=digit"], "no data set 'digit'"),
         (["--model=int8.tflite", "--data=x.npy", "--rows=-1"], "rows"),
         (["--model=int8.tflite", "--data=x.npy", "--min_sqnr=20"], "need a float file"),
