@@ -119,7 +119,11 @@ def compare() -> export.Parity:
     real = pathlib.Path(_FLOAT.value) if _FLOAT.value else None
     if _TRUTH.value == "reference":
         return export.verify(model, None, None, inputs, real=real)
-    truth = export.load(model)
+    try:
+        truth = export.load(model)
+    except ValueError as error:
+        hint = "--truth=reference compares kernels without rebuilding the network"
+        raise ValueError(f"{error} ({hint})") from error
     return export.verify(
         model, truth, truth.variables, inputs, reference=_REFERENCE_ROWS.value, real=real
     )

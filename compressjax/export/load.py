@@ -124,6 +124,7 @@ def load(model: flatbuffer.File) -> Loaded:
 
     Args:
         model: the file, as bytes or as a path; int8 inside, with float or int8 inputs and outputs.
+            Give it before images, softmax or top-k are put into it (`ends.py`): those are float.
 
     Returns:
         The network: pure functions of its variables, which jit, vmap and shard as any others. Its
@@ -173,8 +174,10 @@ def _check(nodes: Sequence[Node], graph: Any) -> None:
     for node in nodes:
         where = _where(node, graph)
         if node.kind not in (*meaning.RULES, "DENSIFY"):
-            raise ValueError(f"{where} is not known here: load reads int8 files, whose operators "
-                             f"are {', '.join(sorted(meaning.RULES))}")  # fmt: skip
+            raise ValueError(
+                f"{where} is not known here: load reads int8 files without float ends, whose "
+                f"operators are {', '.join(sorted(meaning.RULES))}"
+            )
         for tensor in (i for i in (*node.inputs, *node.outputs) if i >= 0):
             if graph.tensors[tensor].type not in known:
                 kind = names.get(graph.tensors[tensor].type, "of no known type")

@@ -121,6 +121,7 @@ def test_samples_of_files(tmp_path):
         (["--model=int8.tflite", "--data=wide.npy"], "shape"),
         (["--model=int8.tflite", "--data=whole.npy"], "int64"),
         (["--model=int8.tflite", "--data=objects.npy"], "allow_pickle"),
+        (["--model=float.tflite", "--data=x.npy"], "(--truth=reference compares kernels without"),
         (["--model=int8.tflite", "--data=x.npy", "--signature=other"], "no signature 'other'"),
         (["--model=int8.tflite", "--data=digit"], "no data set 'digit'"),
         (["--model=int8.tflite", "--data=x.npy", "--rows=-1"], "rows"),
