@@ -158,7 +158,7 @@ class Session:
         arrays = self._checked(inputs)
         total = len(arrays[0]) if arrays[0].ndim else 1
         if all(tuple(details["shape_signature"][:1]) == (-1,) for details in self.inputs):
-            self._resize(total)
+            self.resize(total)
         size = int(self.inputs[0]["shape"][0]) if arrays[0].ndim else 1
         for start in range(0, total, size):
             count = min(size, total - start)
@@ -174,8 +174,15 @@ class Session:
             results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
             yield [result[:count] for result in results] if count < size else results
 
-    def _resize(self, rows: int) -> None:
-        """Gives a file whose batch is open this one."""
+    def resize(self, rows: int) -> None:
+        """Gives a file whose batch is open (`batch.py`) this one.
+
+        Args:
+            rows: the first axis of every input.
+
+        Raises:
+            RuntimeError: LiteRT finds an operation that cannot take them.
+        """
         if int(self.inputs[0]["shape"][0]) == rows:
             return
         for details in self.inputs:
