@@ -100,6 +100,7 @@ def test_what_is_refused_does_not_convert(name, via):
         ("mod", "litert"),
         ("largest and where", "litert"),
         ("scatter of a constant", "litert"),
+        ("spread 3 by 2 SAME", "litert"),
         ("spread 5 by 2 SAME", "litert"),
         ("average of what is there", "litert"),
         ("gather and fill", "litert"),

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from compressjax.export import Report, check, flatbuffer, jax2tf, litert
+from compressjax.export.transposed import cut_apart
 
 LINE, IMAGE = (2, 6), (2, 6, 6, 4)
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -235,7 +236,8 @@ def converts(name: str, via: str) -> bool:
     specs = [("input_0", jax.ShapeDtypeStruct(shape, jnp.float32))]
     converter = {"jax2tf": jax2tf, "litert": litert}[via]
     try:
-        data = converter.convert(lambda x: jax.tree.leaves(fn(x)), specs)
+        flat = cut_apart(lambda x: jax.tree.leaves(fn(x)), [specs[0][1]])  # as `tflite` does
+        data = converter.convert(flat, specs)
         if any(kind.startswith("CUSTOM") for kind in flatbuffer.ops(data)):
             return False
         interpreter = Interpreter(model_content=data)
