@@ -58,7 +58,9 @@ FORMATS: Mapping[str, Format] = {
     "dynamic int4": Format(lambda: cj.quant.dynamic(grids.integer(4)), int4=True),
     "int8": Format(cj.quant.int8, integers=True),
     "int8, int8 ends": Format(cj.quant.int8, integers=True, int8_io=True),
-    "int8, int4 weights": Format(lambda: cj.quant.uniform(weights=4, activations=8), integers=True),
+    "int8, int4 weights": Format(
+        lambda: cj.quant.uniform(weights=4, activations=8), integers=True, int4=True
+    ),
     "int16x8": Format(cj.quant.int16x8, integers=True),
 }
 
