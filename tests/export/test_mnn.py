@@ -83,6 +83,43 @@ def test_what_mnn_gets_wrong_is_refused():
         convert(cj.export.tflite(lambda v, x: jnp.cumsum(x, 1), {}, x, via="litert"))
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_layers_that_mnn_computes_exactly(channels):
+    """A convolution of one channel is depthwise in the file; the others are as they are."""
+
+    def fn(variables, x):
+        p = variables["params"]
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, p["conv"], (2, 2), "SAME", dimension_numbers=numbers)
+        return jax.nn.relu(y).reshape(x.shape[0], -1) @ p["dense"]
+
+    draw = np.random.default_rng(1).normal
+    kernels = {"conv": draw(size=(3, 3, channels, 8)), "dense": draw(size=(128, 5))}
+    variables = {"params": {name: jnp.asarray(x, jnp.float32) for name, x in kernels.items()}}
+    x = draw(size=(6, 8, 8, channels)).astype(np.float32)
+    q = cj.quantize(fn)
+    qv = q.calibrate(variables, [x])
+    file = cj.export.tflite(q, qv, x[:1], via="litert")
+    assert ("DEPTHWISE_CONV_2D" in flatbuffer.ops(file)) == (channels == 1)
+    parity = verify(convert(file), q, qv, x)
+    assert (parity.max_lsb, parity.mismatch_fraction) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda v, x: jnp.tanh(x @ jnp.eye(4)), "TANH .* is not among the operations"),
+        (lambda v, x: (x * x) + v["shift"], "ADD .* has a constant operand in int8"),
+    ],
+)
+def test_operations_that_mnn_gets_wrong_in_int8(fn, message):
+    variables, x = {"shift": jnp.arange(4.0).reshape(1, 4)}, jnp.ones((2, 4))
+    q = cj.quantize(fn)
+    file = cj.export.tflite(q, q.calibrate(variables, [x]), x, via="litert")
+    with pytest.raises(ValueError, match=message):
+        convert(file)
+
+
 def test_damaged_files(capfd):
     real = _files()[2]
     with pytest.raises(ValueError, match="damaged"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def convert(model: bytes) -> bytes:
                [2., 2.]], dtype=float32)
     """
     prepared = prepare(model)
-    require("_tools", extra="mnn")
+    if importlib.util.find_spec("_tools") is None:  # importing it here would print notes
+        require("MNN", extra="mnn")
     with tempfile.TemporaryDirectory(prefix="compressjax-mnn-") as directory:
         source, target = (pathlib.Path(directory) / name for name in ("in.tflite", "out.mnn"))
         source.write_bytes(prepared)

@@ -1,10 +1,12 @@
 """Writes a .tflite in the form that MNN's converter understands, and mends what comes out.
 
 The converter (3.6.1) says nothing of what it cannot do. Measured on int8 files: FULLY_CONNECTED
-gets its weights as if they were float, so the outputs are not even finite, where a CONV_2D of the
-same numbers is right. And it lets activations reach -127 only, so that after a ReLU, whose zero is
-the code -128, each zero becomes one step: the logits of a ResNet-8 were 16 steps off, and 3 with
-the bound of -128 that MNN's format has as its default.
+gets its weights as if they were float, and DEPTHWISE_CONV_2D of one channel, which is how
+converters write a convolution of gray images, loses its scales; a CONV_2D of the same numbers is
+right. MAX_POOL_2D, LOGISTIC and TANH give codes that have nothing to do with theirs, so all but the
+operations that were seen to work are refused. And it lets activations reach -127 only, so that
+after a ReLU, whose zero is the code -128, each zero becomes one step: the logits of a ResNet-8 were
+16 steps off, and 3 with the bound of -128 that MNN's format has as its default.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from compressjax.export._require import require
 from compressjax.export.operators import opcode
 
 _WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
+# What was seen to give the codes of LiteRT, or neighbours of them.
+_RIGHT = frozenset(
+    "CONV_2D DEPTHWISE_CONV_2D ADD SUB MUL MAXIMUM MINIMUM MEAN PAD CONCATENATION RESHAPE "
+    "TRANSPOSE SLICE SOFTMAX AVERAGE_POOL_2D RESIZE_NEAREST_NEIGHBOR QUANTIZE".split()
+)
 # Places of fields in MNN's schema: of Net, TensorDescribe and TensorQuantInfo.
 _DESCRIBED, _QUANT_INFO, _LOWEST = 1, 4, 2
 
@@ -32,8 +39,8 @@ def prepare(model: bytes) -> bytes:
         model: a .tflite, float or int8, with float inputs and outputs.
 
     Returns:
-        A .tflite that computes the same, whose int8 FULLY_CONNECTED are CONV_2D, and whose inputs
-        and outputs have the names of its signature behind `serving_`.
+        A .tflite that computes the same with other operations, whose inputs and outputs have the
+        names of its signature behind `serving_`.
 
     Raises:
         TypeError: `model` is not bytes.
@@ -51,23 +58,80 @@ def prepare(model: bytes) -> bytes:
     for signature in (unpacked.signatureDefs or [])[:1]:
         for end in [*signature.inputs, *signature.outputs]:
             graph.tensors[end.tensorIndex].name = f"serving_{flatbuffer.text(end.name)}"
-    operators = []
-    for operator in graph.operators:
-        op = flatbuffer.op_name(unpacked, operator)
-        if op in _WEIGHTED:
-            kinds = [flatbuffer.dtype(graph.tensors[i]) for i in operator.inputs[:2]]
-            if kinds not in ([np.float32] * 2, [np.int8] * 2):
-                raise ValueError(
-                    f"{op} {flatbuffer.text(graph.tensors[operator.outputs[0]].name)!r} takes "
-                    f"{kinds[0]} times {kinds[1]}; MNN's converter reads float32 and full int8 "
-                    "files: quantize with int8()"
-                )
-        integer = flatbuffer.dtype(graph.tensors[operator.outputs[0]]) == np.int8
-        operators += (
-            _as_conv(unpacked, operator) if op == "FULLY_CONNECTED" and integer else [operator]
-        )
-    graph.operators = operators
+    graph.operators = [
+        made for operator in graph.operators for made in _understood(unpacked, operator)
+    ]
     return flatbuffer.write(unpacked)
+
+
+def _understood(model: Any, operator: Any) -> list[Any]:
+    """What stands for an operator."""
+    tensors, op = model.subgraphs[0].tensors, flatbuffer.op_name(model, operator)
+    name = flatbuffer.text(tensors[operator.outputs[0]].name)
+    if op in _WEIGHTED:
+        kinds = [flatbuffer.dtype(tensors[i]) for i in operator.inputs[:2]]
+        if kinds not in ([np.float32] * 2, [np.int8] * 2):
+            raise ValueError(
+                f"{op} {name!r} takes {kinds[0]} times {kinds[1]}; MNN's converter reads float32 "
+                "and full int8 files: quantize with int8()"
+            )
+    if flatbuffer.dtype(tensors[operator.outputs[0]]) != np.int8:
+        return [operator]
+    if op == "FULLY_CONNECTED":
+        return _as_conv(model, operator)
+    if op == "DEPTHWISE_CONV_2D" and operator.builtinOptions.depthMultiplier > 1:
+        return [_of_one_channel(model, operator, name)]
+    if op not in _RIGHT:
+        raise ValueError(
+            f"{op} {name!r} is not among the operations that MNN computes rightly in int8 "
+            f"({', '.join(sorted(_RIGHT))}): convert the float file, or write the layer with those"
+        )
+    constants = [flatbuffer.constant(model, tensors[i]) for i in operator.inputs if i >= 0]
+    if op not in _WEIGHTED and any(x is not None and x.dtype == np.int8 for x in constants):
+        raise ValueError(
+            f"{op} {name!r} has a constant operand in int8, which MNN does not run: convert the "
+            "float file, or write the layer without it"
+        )
+    return [operator]
+
+
+def _of_one_channel(model: Any, operator: Any, name: str) -> Any:
+    """The convolution that a depthwise one is whose input has one channel."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    tensors, weight = model.subgraphs[0].tensors, int(operator.inputs[1])
+    if int(tensors[operator.inputs[0]].shape[3]) != 1:
+        raise ValueError(
+            f"DEPTHWISE_CONV_2D {name!r} puts out {operator.builtinOptions.depthMultiplier} "
+            "channels for each of several, which MNN's converter gets wrong in int8: write it as "
+            "depthwise layers that keep their channels"
+        )
+    codes = flatbuffer.constant(model, tensors[weight])
+    assert codes is not None  # validated: a weight of a converted file is a constant
+    codes = codes.transpose(3, 1, 2, 0)
+    kernel = _like(model, weight, codes.shape, "kernel")
+    tensors[kernel].buffer = _buffer(model, codes)
+    tensors[kernel].quantization = copy.copy(tensors[weight].quantization)
+    tensors[kernel].quantization.quantizedDimension = 0
+    old = operator.builtinOptions
+    made = copy.copy(operator)
+    made.opcodeIndex = opcode(model, "CONV_2D", version=3)
+    made.inputs = [int(operator.inputs[0]), kernel, *operator.inputs[2:]]
+    made.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
+    made.builtinOptions = schema.Conv2DOptionsT(
+        padding=old.padding,
+        strideW=old.strideW,
+        strideH=old.strideH,
+        dilationWFactor=old.dilationWFactor,
+        dilationHFactor=old.dilationHFactor,
+        fusedActivationFunction=old.fusedActivationFunction,
+    )
+    return made
+
+
+def _buffer(model: Any, data: np.ndarray) -> int:
+    schema = require("ai_edge_litert.schema_py_generated")
+    model.buffers.append(schema.BufferT(np.frombuffer(data.tobytes(), np.uint8)))
+    return len(model.buffers) - 1
 
 
 def _as_conv(model: Any, operator: Any) -> list[Any]:
@@ -110,13 +174,12 @@ def _reshape(model: Any, source: int, output: int) -> Any:
     schema = require("ai_edge_litert.schema_py_generated")
     tensors = model.subgraphs[0].tensors
     shape = [int(size) for size in tensors[output].shape]
-    data = np.asarray(shape, np.int32)
-    model.buffers.append(schema.BufferT(np.frombuffer(data.tobytes(), np.uint8)))
+    buffer = _buffer(model, np.asarray(shape, np.int32))
     tensors.append(
         schema.TensorT(
             shape=[len(shape)],
             type=schema.TensorType.INT32,
-            buffer=len(model.buffers) - 1,
+            buffer=buffer,
             name=f"{flatbuffer.text(tensors[output].name)}/shape_{len(tensors)}",
             hasRank=True,
         )

@@ -79,10 +79,15 @@ class Session:
 
         Returns:
             The outputs.
+
+        Raises:
+            ValueError: MNN has no kernel for an operation of the model.
         """
         for tensor, array in zip(self._inputs, inputs, strict=True):
             tensor.copyFrom(self._host(tensor, np.ascontiguousarray(array)))
-        self._net.runSession(self._session)
+        code = self._net.runSession(self._session)
+        if code:
+            raise ValueError(f"MNN cannot run the model (error {code}): see its notes on stderr")
         results = []
         for tensor in self._outputs:
             host = self._host(tensor, np.zeros(tensor.getShape(), np.float32))
