@@ -28,7 +28,8 @@ def dynamic_batch(model: bytes) -> bytes:
         model: the .tflite, of one signature.
 
     Returns:
-        The file with a shape signature of -1 in front; its default stays the old batch.
+        The file with a shape signature of -1 in front, at the inputs and all that follows from
+            them; its default stays the old batch.
 
     Raises:
         ValueError: the file is damaged, its inputs have no common first axis, or an operation holds
@@ -58,6 +59,7 @@ def dynamic_batch(model: bytes) -> bytes:
             tensor.shapeSignature = [-1, *tensor.shape[1:]]
     for operator in graph.operators:
         _open(unpacked, graph, operator, batch)
+    _follow(graph, flatbuffer.write(unpacked), batch)
     opened = flatbuffer.write(unpacked)
     _check(model, opened, batch)
     return opened
@@ -109,6 +111,27 @@ def _replace(model: Any, graph: Any, operator: Any, place: int, values: list[int
     operator.inputs[place] = len(graph.tensors) - 1
 
 
+def _follow(graph: Any, opened: bytes, batch: int) -> None:
+    """Marks the tensors whose first axis changes with that of the inputs."""
+    session = Session(opened, reference=True)  # it names an operation that fails, delegates do not
+    try:
+        session.resize(_ROWS * batch)
+    except (RuntimeError, ValueError) as error:
+        raise _held(batch, error) from error
+    shapes = {d["index"]: d["shape"] for d in session.interpreter.get_tensor_details()}
+    for index, tensor in enumerate(graph.tensors):
+        shape = shapes.get(index, ())
+        if len(shape) == len(tensor.shape) > 0 and shape[0] != tensor.shape[0]:
+            tensor.shapeSignature = [-1, *tensor.shape[1:]]
+
+
+def _held(batch: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"an operation of the file holds the batch of {batch}: {str(error).rstrip('. ')}. Export "
+        "with the batch that is needed, or without this operation."
+    )
+
+
 def _check(model: bytes, opened: bytes, batch: int) -> None:
     """Compares rows computed at once with the same rows one batch after the other."""
     single, whole, total = Session(model), Session(opened), _ROWS * batch
@@ -116,13 +139,9 @@ def _check(model: bytes, opened: bytes, batch: int) -> None:
     rows = [_random(rng, (total, *d["shape"][1:]), d["dtype"]) for d in single.inputs]
     expected = [np.concatenate(parts) for parts in zip(*single.slices(rows), strict=True)]
     try:
-        Session(opened, reference=True).resize(total)  # it names the operation, delegates do not
         (found,) = whole.slices(rows)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"an operation of the file holds the batch of {batch}: {error}. Export with the batch "
-            "that is needed, or without this operation."
-        ) from error
+        raise _held(batch, error) from error
     for position, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
         exact = ours.dtype.kind != "f"
         close = ours.shape == theirs.shape and np.allclose(

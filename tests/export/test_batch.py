@@ -90,7 +90,9 @@ def test_images_and_classes_in_one_call():
     images = np.random.default_rng(2).integers(0, 256, X.shape).astype(np.uint8)
     opened = cj.export.dynamic_batch(file)
     graph = flatbuffer.read(opened).subgraphs[0]
-    assert list(graph.tensors[graph.inputs[0]].shapeSignature) == [-1, 8, 8, 3]
+    ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
+    assert [list(t.shapeSignature) for t in ends] == [[-1, 8, 8, 3], [-1, 2], [-1, 2]]
+    assert [list(t.shape) for t in ends] == [[1, 8, 8, 3], [1, 2], [1, 2]]
     for found, expected in zip(
         cj.export.run(opened, images), cj.export.run(file, images), strict=True
     ):
