@@ -10,14 +10,16 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 NAME = "TFLITE_METADATA"  # the metadata that says what the files are
 _WHEN = (1980, 1, 1, 0, 0, 0)  # ZIP's first day: the same files give the same bytes
+_FORMS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _UNIX, _MODE = 3, 0o644 << 16
 _ERRORS = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError,
-    OverflowError, struct.error,
+    OverflowError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ def files(data: bytes) -> dict[str, bytes]:
         Their contents by name, in the order of the archive; none where there is no archive.
 
     Raises:
-        ValueError: the archive is damaged or compressed, or says that it holds more than the file.
+        ValueError: the archive is damaged, or holds more than the file has bytes.
 
     Example:
         >>> files(attach(b'model', {'labels.txt': b'cat'}))
@@ -47,6 +49,8 @@ def files(data: bytes) -> dict[str, bytes]:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > len(data):
                 raise ValueError("it holds more than the file, so it is compressed or overlaps")
+            if any(entry.compress_type not in _FORMS for entry in entries):
+                raise ValueError("it is compressed in a way that LiteRT's tools do not read")
             return {entry.filename: archive.read(entry) for entry in entries}
     except _ERRORS as error:
         raise ValueError(

@@ -264,7 +264,12 @@ def _unpacked(data: bytes, files: dict[str, bytes]) -> Metadata:
             options = unit.table(_UNION)
             if unit.byte(_UNION_TYPE) == _NORMALIZATION and options is not None:
                 mean, std = options.floats(_MEAN), options.floats(_STD)
-        for file in [f for tensor in subgraph.tables(_OUTPUTS) for f in tensor.tables(_FILES)]:
+        named: list[_Table] = []
+        for tensor in subgraph.tables(_OUTPUTS):
+            named += tensor.tables(_FILES)
+            if len(named) > len(data) // 4:  # a table takes 4 bytes or more
+                raise struct.error("it names more files than it can hold")
+        for file in named:
             if file.byte(_FILE_TYPE) in (_AXIS_LABELS, _VALUE_LABELS) and not labels:
                 name = file.text(_FILE_NAME)
                 if name not in files:

@@ -220,5 +220,11 @@ def test_a_damaged_archive_is_refused():
     compressed = io.BytesIO()
     with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.txt", b"0" * 10_000_000)
+    bare = said[: said.rindex(b"PK\x03\x04")]
     with pytest.raises(ValueError, match="holds more than the file"):
-        cj.export.metadata(said[: said.rindex(b"PK\x03\x04")] + compressed.getvalue())
+        cj.export.metadata(bare + compressed.getvalue())
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("labels.txt", b"one")
+    with pytest.raises(ValueError, match="compressed in a way that LiteRT's tools do not read"):
+        cj.export.metadata(bare + other.getvalue())
