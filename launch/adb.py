@@ -32,6 +32,10 @@ class Phone(NamedTuple):
         _call([self.adb, "-s", self.serial, "pull", f"{FOLDER}/{name}", str(file)], self.timeout)
         return file.read_bytes()
 
+    def clear(self) -> None:
+        """Removes what was pushed and written."""
+        self.shell("rm", "-rf", FOLDER)
+
     def shell(self, *words: str) -> str:
         """Runs a command on the phone, and gives all that it prints."""
         # Without the echo, adb of older phones gives 0 whatever happened.
@@ -61,8 +65,10 @@ def connect(adb: str, serial: str | None, timeout: float = 600.0) -> Phone:
         OSError: there is no adb.
         ValueError: no phone is ready, or there are several.
     """
-    listed = _call([adb, "devices"], timeout).splitlines()
-    found = dict(line.split()[:2] for line in listed[1:] if len(line.split()) >= 2)
+    # An adb that has to start its server first may say so above the list.
+    _, _, listed = _call([adb, "devices"], timeout).partition("List of devices attached")
+    lines = [line.split(maxsplit=1) for line in listed.splitlines()]
+    found = {line[0]: line[1].strip() for line in lines if len(line) == 2}
     ready = [name for name, state in found.items() if state == "device"]
     if serial is not None and serial not in ready:
         raise ValueError(f"the phone {serial} is {found.get(serial, 'not connected')}: {_HELP}")
@@ -72,6 +78,7 @@ def connect(adb: str, serial: str | None, timeout: float = 600.0) -> Phone:
     if serial is None and len(ready) > 1:
         raise ValueError(f"several phones are connected: choose one with --serial ({ready})")
     phone = Phone(adb, serial or ready[0], timeout)
+    phone.clear()  # a run that was cut off may have left its files
     phone.shell("mkdir", "-p", FOLDER)
     return phone
 

@@ -7,16 +7,17 @@ The tool is LiteRT's native `benchmark_model` for Android (docs/phone.md says wh
 is pushed with the model and run once for each delegate: latency, memory, and how much of the graph
 the delegate took. With --reference, an .npz of real inputs (`input_0`, ...) and of what the model
 should put out (`output_0`, ..., such as `q.apply` gives), the model also runs on each of them.
-Without outputs in it, LiteRT on this computer says what they should be.
+Without outputs, or with an .npy of one input, LiteRT on this computer says what they should be.
 
 Exit code 0: good; 1: outputs differ by more than is allowed, or a delegate was not applied; 2: the
 input is wrong, or there is no phone.
 """
 
+import contextlib
 import pathlib
-import re
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +26,17 @@ from absl import flags
 
 from compressjax import _atomic
 from compressjax.export import flatbuffer, runtime
-from launch import adb, cli
+from compressjax.export.join import select
+from launch import adb, cli, tool
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "The .tflite.", flag_values=_FLAGS)
 _TOOL = flags.DEFINE_string("tool", None, "benchmark_model for Android.", flag_values=_FLAGS)
 _REFERENCE = flags.DEFINE_string(
     "reference", None, "An .npz of inputs, and of the outputs expected.", flag_values=_FLAGS
+)
+_SIGNATURE = flags.DEFINE_string(
+    "signature", None, "Which one of the file; its first by default.", flag_values=_FLAGS
 )
 _DELEGATES = flags.DEFINE_multi_enum(
     "delegate", ["cpu"], ["cpu", "gpu", "nnapi"], "Who runs it; repeat it.", flag_values=_FLAGS
@@ -50,6 +55,10 @@ _MAX_ERROR = flags.DEFINE_float(
     lower_bound=0.0, flag_values=_FLAGS,
 )  # fmt: skip
 _SERIAL = flags.DEFINE_string("serial", None, "Which phone.", flag_values=_FLAGS)
+_TIMEOUT = flags.DEFINE_float(
+    "timeout", 600.0, "Seconds that one command on the phone may take.",
+    lower_bound=0.0, flag_values=_FLAGS,
+)  # fmt: skip
 _ADB = flags.DEFINE_string("adb", "adb", "The command adb.", flag_values=_FLAGS)
 _JSON = flags.DEFINE_string("json", None, "Where everything goes as JSON.", flag_values=_FLAGS)
 flags.mark_flags_as_required(["model", "tool"], _FLAGS)
@@ -59,28 +68,6 @@ _APPLY = {
     "gpu": ["--use_gpu=true"],
     "nnapi": ["--use_nnapi=true"],
 }
-
-
-class Timing(NamedTuple):
-    """What the tool said of one delegate.
-
-    Attributes:
-        delegate: the one that was asked for.
-        applied: the part of the graph that it runs: `all`, `partly`, or `nothing`.
-        init_ms: to load and prepare.
-        first_ms: the first run.
-        mean_ms: of a run.
-        median_ms: of a run, where the tool says so.
-        memory_mb: that it took altogether, where the phone says so.
-    """
-
-    delegate: str
-    applied: str
-    init_ms: float
-    first_ms: float
-    mean_ms: float
-    median_ms: float | None
-    memory_mb: float | None
 
 
 class Difference(NamedTuple):
@@ -99,62 +86,6 @@ class Difference(NamedTuple):
     differing: int
     largest: float
     in_steps: bool
-
-
-def timing(delegate: str, printed: str) -> Timing:
-    """Reads what `benchmark_model` printed.
-
-    Args:
-        delegate: the one that was asked for.
-        printed: everything.
-
-    Returns:
-        The figures.
-
-    Raises:
-        ValueError: it printed no timings.
-
-    Example:
-        >>> timing('gpu', 'Though GPU delegate is explicitly applied, the model graph will not be '
-        ...        'executed by the delegate.\\n'
-        ...        'count=9 first=9 curr=9 min=8 max=9 avg=8 std=1 p5=8 median=8500 p95=9\\n'
-        ...        'Inference timings in us: Init: 5685, First inference: 18535, '
-        ...        'Warmup (avg): 14462.3, Inference (avg): 1.4e+04')
-        Timing(delegate='gpu', applied='nothing', init_ms=5.685, first_ms=18.535, mean_ms=14.0,
-               median_ms=8.5, memory_mb=None)
-    """
-    found = re.search(
-        r"Inference timings in us: Init: (\S+), First inference: (\S+), Warmup \(avg\): \S+, "
-        r"Inference \(avg\): (\S+)",
-        printed,
-    )
-    if found is None:
-        raise ValueError(
-            f"benchmark_model printed no timings with {delegate}: {' '.join(printed.split()[-60:])}"
-        )
-    init, first, mean = (float(number) / 1e3 for number in found.groups())
-    medians = re.findall(r"count=\S.* median=(\S+)", printed)
-    memory = re.search(r"Memory footprint delta .*overall=(\S+)", printed)
-    return Timing(
-        delegate,
-        _applied(delegate, printed),
-        init,
-        first,
-        mean,
-        float(medians[-1]) / 1e3 if medians else None,
-        float(memory.group(1)) if memory else None,
-    )
-
-
-def _applied(delegate: str, printed: str) -> str:
-    if "completely executed by the delegate" in printed:
-        return "all"
-    if "partially executed by the delegate" in printed:
-        return "partly"
-    nodes = re.search(r"Replacing (\d+) out of (\d+) node\(s\) with delegate", printed)
-    if nodes is not None and delegate == "cpu":
-        return "all" if nodes.group(1) == nodes.group(2) else "partly"
-    return "nothing"
 
 
 def compare(
@@ -183,7 +114,9 @@ def compare(
     in_steps = None not in steps
     largest, differing = 0.0, 0
     for got, wanted, step in zip(outputs, expected, steps, strict=True):
-        gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+        gap = np.where(got == wanted, 0.0, np.where(np.isnan(gap), np.inf, gap))
         unit = step if in_steps and step else max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
         gap = np.rint(gap / unit) if in_steps else gap / unit
         largest = max(largest, float(gap.max(initial=0.0)))
@@ -220,7 +153,8 @@ def samples(path: str, model: bytes, rows: int) -> tuple[list[np.ndarray], list[
     """Reads a reference.
 
     Args:
-        path: an .npz with `input_0`, ... and perhaps `output_0`, ..., `[N, ...]` each.
+        path: an .npz with `input_0`, ... and perhaps `output_0`, ..., `[N, ...]` each; or an .npy,
+            the input of a model of one.
         model: the .tflite; LiteRT here runs it for outputs that are not in the file.
         rows: how many samples, from the first.
 
@@ -229,11 +163,19 @@ def samples(path: str, model: bytes, rows: int) -> tuple[list[np.ndarray], list[
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: an array is missing.
+        TypeError: an input is not of the type that the model takes.
+        ValueError: the file is damaged, or an array is missing, empty or of the wrong shape.
     """
     session = runtime.Session(model)
-    with np.load(path, allow_pickle=False) as arrays:
-        found = {name: arrays[name][:rows] for name in arrays.files}
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                loaded = {"input_0": loaded}
+            arrays = {name: np.asarray(loaded[name]) for name in loaded}
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--reference={path} is no .npz or .npy of arrays: {error}") from error
+    found = {name: array[:rows] for name, array in arrays.items() if array.ndim}
 
     def taken(kind: str, count: int) -> list[np.ndarray]:
         missing = [f"{kind}_{i}" for i in range(count) if f"{kind}_{i}" not in found]
@@ -242,9 +184,12 @@ def samples(path: str, model: bytes, rows: int) -> tuple[list[np.ndarray], list[
         return [found[f"{kind}_{i}"] for i in range(count)]
 
     inputs = taken("input", len(session.inputs))
+    counts = [len(value) for value in inputs]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise ValueError(f"{path}: inputs have {counts} samples, expected equally many, at least 1")
+    outputs = runtime.run(model, *inputs)  # says what is wrong with an input
     if any(name.startswith("output_") for name in found):
         return inputs, taken("output", len(session.outputs))
-    outputs = runtime.run(model, *inputs)
     return inputs, list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
@@ -288,8 +233,15 @@ def on_phone(
                 value = inputs[place[int(d["index"])]][row : row + 1]
                 local.write_bytes(_stored(value, d).tobytes())
                 phone.push(local, f"{name}.bin")
+            phone.shell("rm", "-f", f"{adb.FOLDER}/output.bin")  # the tool is silent if it fails
             phone.shell(*command, *flags_of)
-            rows.append(_real(session, phone.pull("output.bin", local)))
+            try:
+                content = phone.pull("output.bin", local)
+            except ValueError as error:
+                raise ValueError(
+                    f"benchmark_model wrote no outputs; it has to know --output_filepath: {error}"
+                ) from error
+            rows.append(_real(session, content))
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
@@ -306,8 +258,8 @@ def _real(session: runtime.Session, content: bytes) -> list[np.ndarray]:
     sizes = [int(np.prod(d["shape"])) * np.dtype(d["dtype"]).itemsize for d in details]
     if sum(sizes) != len(content):
         raise ValueError(
-            f"the phone wrote {len(content)} bytes of outputs, expected {sum(sizes)}: take a newer "
-            "benchmark_model (it needs --output_filepath)"
+            f"the phone wrote {len(content)} bytes of outputs, expected {sum(sizes)}: is its disk "
+            "full (adb shell df /data)?"
         )
     for d, size in zip(details, sizes, strict=True):
         array = np.frombuffer(content[start : start + size], d["dtype"]).reshape(d["shape"])
@@ -318,66 +270,101 @@ def _real(session: runtime.Session, content: bytes) -> list[np.ndarray]:
 
 def work() -> int:
     """Measures, compares and prints what the flags ask for."""
-    path = pathlib.Path(_MODEL.value)
-    model = flatbuffer.content(path)
-    flatbuffer.validate(model)
+    model = flatbuffer.content(pathlib.Path(_MODEL.value))
+    signatures = flatbuffer.read(model).signatureDefs or []
+    if _SIGNATURE.value or len(signatures) > 1:  # the tool refuses to choose
+        model = select(model, _SIGNATURE.value or flatbuffer.text(signatures[0].signatureKey))
     reference = samples(_REFERENCE.value, model, _ROWS.value) if _REFERENCE.value else None
-    tool = pathlib.Path(_TOOL.value)
-    if not tool.is_file():
-        raise ValueError(f"--tool={tool} is no file: docs/phone.md says where it is from")
-    phone = adb.connect(_ADB.value, _SERIAL.value)
-    names = ("ro.product.model", "ro.soc.model", "ro.product.cpu.abi", "ro.build.version.release")
-    about = {name: phone.shell("getprop", name).strip() for name in names}
-    print(f"{about[names[0]]} ({about[names[1]]}, {about[names[2]]}), Android {about[names[3]]}")
+    binary = pathlib.Path(_TOOL.value)
+    if not binary.is_file():
+        raise ValueError(f"--tool={binary} is no file: docs/phone.md says where it is from")
     try:
-        return _measure(phone, model, path, tool, reference, about)
-    finally:
-        phone.shell("rm", "-rf", adb.FOLDER)
+        abi = tool.abi(binary.read_bytes()[:20])
+    except ValueError as error:
+        raise ValueError(
+            f"--tool={binary}: {error}; docs/phone.md says where it is from"
+        ) from error
+    phone = adb.connect(_ADB.value, _SERIAL.value, _TIMEOUT.value)
+    try:
+        code = _measure(phone, model, binary, abi, reference)
+    except BaseException:
+        with contextlib.suppress(OSError, ValueError):  # the first error says more
+            phone.clear()
+        raise
+    phone.clear()
+    return code
+
+
+def _about(phone: adb.Phone, abi: str) -> dict[str, str]:
+    names = {
+        "model": "ro.product.model",
+        "chip": "ro.soc.model",
+        "abis": "ro.product.cpu.abilist",
+        "android": "ro.build.version.release",
+    }
+    about = {key: phone.shell("getprop", name).strip() for key, name in names.items()}
+    if abi not in about["abis"].split(","):
+        raise ValueError(f"the tool is for {abi}, the phone {phone.serial} runs {about['abis']!r}")
+    return about
 
 
 def _measure(
     phone: adb.Phone,
     model: bytes,
-    path: pathlib.Path,
-    tool: pathlib.Path,
+    tool_file: pathlib.Path,
+    abi: str,
     reference: tuple[list[np.ndarray], list[np.ndarray]] | None,
-    about: dict[str, str],
 ) -> int:
-    binary, graph = phone.push(tool, "benchmark_model"), phone.push(path, "model.tflite")
+    about = _about(phone, abi)
+    print(f"{about['model']} ({about['chip']}, {about['abis']}), Android {about['android']}")
+    binary = phone.push(tool_file, "benchmark_model")
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "model.tflite")
+        file.write_bytes(model)
+        graph = phone.push(file, file.name)
     phone.shell("chmod", "755", binary)
     failed: list[str] = []
     found: dict[str, Any] = {}
-    print("delegate  graph    init ms  first ms   mean ms  median ms  memory MB  outputs")
+    print(HEADER)
     for delegate in dict.fromkeys(_DELEGATES.value):
         command = [binary, f"--graph={graph}", f"--num_threads={_THREADS.value}", *_APPLY[delegate]]
         printed = phone.shell(*command, f"--num_runs={_RUNS.value}")
-        figures, gap = timing(delegate, printed), None
+        figures, gap = tool.timing(delegate, printed), None
         if figures.applied == "nothing" and delegate != "cpu":
             failed.append(f"{delegate} was not applied: the CPU ran the model")
         if reference is not None:
             gap = compare(model, on_phone(phone, model, reference[0], command), reference[1])
             limit = _MAX_LSB.value if gap.in_steps else _MAX_ERROR.value
-            if delegate == "cpu" and gap.largest > limit:
+            if delegate == "cpu" and not gap.largest <= limit:
                 failed.append(f"outputs on {delegate} {said(gap)}; at most {limit:g} is allowed")
         print(row(figures, gap))
         found[delegate] = figures._asdict() | {"outputs": gap._asdict() if gap else None}
     for sentence in failed:
         print(f"FAILED: {sentence}")
     if _JSON.value:
-        _atomic.write_json(_JSON.value, {"phone": about, "model": str(path), "delegates": found})
+        _atomic.write_json(_JSON.value, {"phone": about, "model": _MODEL.value, "delegates": found})
     return cli.PASSED if failed else cli.GOOD
 
 
-def row(figures: Timing, gap: Difference | None) -> str:
+HEADER = (
+    "delegate  graph    nodes    init ms  first ms  warm ms  mean ms  median      min      max"
+    "  init MB  all MB  outputs"
+)
+
+
+def row(figures: tool.Timing, gap: Difference | None) -> str:
     """Formats one line of the table."""
-    median, memory = (
-        "" if number is None else f"{number:.3f}"
-        for number in (figures.median_ms, figures.memory_mb)
-    )
+
+    def cell(number: float | None, width: int, digits: int = 3) -> str:
+        return f"{'' if number is None else format(number, f'.{digits}f'):>{width}}"
+
+    nodes = "" if figures.nodes is None else f"{figures.nodes}/{figures.of_nodes}"
+    times = (figures.mean_ms, figures.median_ms, figures.min_ms, figures.max_ms)
     return (
-        f"{figures.delegate:8}  {figures.applied:7}  {figures.init_ms:7.2f}  "
-        f"{figures.first_ms:8.3f}  {figures.mean_ms:8.3f}  {median:>9}  {memory:>9}  "
-        f"{said(gap) if gap else ''}"
+        f"{figures.delegate:8}  {figures.applied:7}  {nodes:7}  {cell(figures.init_ms, 7, 2)}  "
+        f"{cell(figures.first_ms, 8)}  {cell(figures.warmup_ms, 7)}  "
+        f"{'  '.join(cell(number, 7) for number in times)}  {cell(figures.init_mb, 7, 2)}  "
+        f"{cell(figures.memory_mb, 6, 2)}  {said(gap) if gap else ''}"
     ).rstrip()
 
 
