@@ -77,6 +77,18 @@ _FORMS: Mapping[str, _Form] = {
     "CONCATENATION": _Form(1, _MANY),
     "PACK": _Form(1, _MANY),
 }
+# Which input has the type of the result, where it is not the first.
+_DATA: Mapping[str, int] = {
+    **dict.fromkeys(("FILL", "SCATTER_ND", "SELECT", "SELECT_V2", "SPLIT"), 1),
+    **dict.fromkeys(("ONE_HOT", "SPARSE_TO_DENSE", "TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"), 2),
+}
+# What changes types, or takes one of several.
+_OTHER_TYPE = frozenset(
+    """
+    ARG_MAX ARG_MIN BITCAST CAST COMPLEX_ABS DENSIFY DEQUANTIZE EMBEDDING_LOOKUP EQUAL FAKE_QUANT
+    GREATER GREATER_EQUAL IMAG LESS LESS_EQUAL NOT_EQUAL QUANTIZE RANK REAL RFFT2D SHAPE WHERE
+    """.split()
+)
 # Options without which LiteRT would read zeros, and their numbers that have to be positive.
 _POOL = ("strideH", "strideW", "filterHeight", "filterWidth")
 _OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -168,6 +180,31 @@ def check(name: str, operator: Any, where: str) -> None:
             f"{form.outputs or 'some'}"
         )
     _check_options(name, operator, where)
+
+
+def check_types(name: str, operator: Any, tensors: list[Any], where: str) -> None:
+    """Refuses an operator that would write values of another type than its result has.
+
+    Some kernels of LiteRT do not compare the two, and write past a result of smaller items.
+
+    Args:
+        name: LiteRT's name of the operation.
+        operator: an `OperatorT` that passed `check`.
+        tensors: those of its subgraph.
+        where: which operator it is, for messages.
+
+    Raises:
+        ValueError: the types differ.
+    """
+    if name in _OTHER_TYPE or name.startswith("CUSTOM"):
+        return
+    source, result = operator.inputs[_DATA.get(name, 0)], operator.outputs[0]
+    kinds = [_numbered("TensorType").get(tensors[int(i)].type) for i in (source, result)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"damaged .tflite: {where} is {name} of {kinds[0]} and gives {kinds[1]}, expected the "
+            "same type"
+        )
 
 
 def _check_options(name: str, operator: Any, where: str) -> None:

@@ -111,6 +111,7 @@ def _check_operators(graph: Any, buffers: list[Any], codes: list[Any], where: st
         _in_range(operator.intermediates, len(tensors), f"{here}: intermediate tensor")
         name = names[operator.opcodeIndex]
         operands.check(name, operator, here)
+        operands.check_types(name, operator, tensors, here)
         reads = [int(i) for i in ([] if operator.inputs is None else operator.inputs) if i >= 0]
         for read in reads:
             if read not in ready:

@@ -190,9 +190,20 @@ def _hybrid(model, graph):
     conv.builtinOptions = schema.DepthwiseConv2DOptionsT(
         strideH=options.strideH, strideW=options.strideW
     )
-    x.type, x.quantization = schema.TensorType.FLOAT32, None
+    for tensor in (x, graph.tensors[conv.outputs[0]]):
+        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
     weight.quantization.scale = weight.quantization.scale[:1]
     weight.quantization.zeroPoint = weight.quantization.zeroPoint[:1]
+
+
+def _smaller_items(model, graph):
+    """LiteRT 2.3 writes float results into an int8 tensor and ruins its heap."""
+    first, softmax = graph.operators[0], _operator(model, graph, "MAX_POOL_2D")
+    softmax.opcodeIndex = len(model.operatorCodes)
+    model.operatorCodes.append(schema.OperatorCodeT(builtinCode=25, deprecatedBuiltinCode=25))
+    softmax.builtinOptionsType = schema.BuiltinOptions.SoftmaxOptions
+    softmax.builtinOptions = schema.SoftmaxOptionsT(beta=1.0)
+    softmax.inputs = [first.inputs[0]]
 
 
 def _unknown_options(model, graph):
@@ -243,6 +254,7 @@ def _call(model, graph):
         (_another_operation, "CONV_2D with the inputs .*, expected 2 to 3"),
         (_no_options, "CONV_2D with NONE, expected Conv2DOptions"),
         (_other_options, "MAX_POOL_2D with Conv2DOptions, expected Pool2DOptions"),
+        (_smaller_items, "SOFTMAX of FLOAT32 and gives INT8, expected the same type"),
         (_hybrid, "integer weights of 3 channels with 1 scales; LiteRT would read past them"),
         (_unknown_options, "ADD with options of the unknown type 255, expected none"),
         (_no_stride, "MAX_POOL_2D with strideW = 0"),
