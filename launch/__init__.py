@@ -1,0 +1,1 @@
+"""Commands that work on files and devices from outside: verify, benchmark, android, fuzz."""
