@@ -93,6 +93,8 @@ def timing(delegate: str, printed: str) -> Timing:
         rf"Replacing (\d+) out of (\d+) node\(s\) with delegate \(\w*{_DELEGATES[delegate]}",
         printed,
     )
+    if "Restored original execution plan after delegate application failure" in printed:
+        took = None
     median, least, most, std, p95 = (
         float(stats[name]) / 1e3 if name in stats else None
         for name in ("median", "min", "max", "std", "p95")

@@ -373,6 +373,19 @@ def test_reads_runs_that_all_took_the_same():
     assert np.isnan(found.warmup_ms) and found.applied == "nothing" and found.p95_ms is None
 
 
+def test_a_delegate_that_was_taken_back_ran_nothing():
+    printed = (
+        "INFO: Replacing 347 out of 347 node(s) with delegate (TfLiteGpuDelegateV2) node, yielding 1 "
+        "partitions for subgraph 0.\n{}"
+        "INFO: Inference timings in us: Init: 3, First inference: 9, Warmup (avg): 9, "
+        "Inference (avg): 12\n"
+    )
+    lost = "Restored original execution plan after delegate application failure.\n"
+    assert tool.timing("gpu", printed.format(""))[1:4] == ("all", 347, 347)
+    assert tool.timing("gpu", printed.format(lost))[1:4] == ("nothing", None, None)
+    assert tool.timing("cpu", printed.format(""))[1:4] == ("nothing", None, None)
+
+
 def test_a_reference_that_does_not_fit(phone, capsys):
     data, inputs, outputs = _model()
     (phone.parent / "model.tflite").write_bytes(data)
