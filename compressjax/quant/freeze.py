@@ -21,6 +21,9 @@ from compressjax.quant.spec import Activations, Layout, Spec, layout
 
 # Sums beside 16-bit activations have 47 bits before LiteRT's multiplier; a bias takes part of them.
 _LARGEST_WIDE_BIAS = 2.0**40
+# LiteRT takes a multiplier (input scale times weight scale over output scale) under 2^-31 for zero,
+# and a channel of almost no weights would lose its bias.
+_LEAST_MULTIPLIER = 2.0**-30
 
 
 def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
@@ -84,9 +87,10 @@ def _wide_constants(
         if grid is not None:
             params = forward.grid_params(name, grid, operand.value, qv)
             step = next(step for step in plan.steps if step.name == name)
-            x_grid = grids[step.inputs[0]]
+            x_grid, out_grid = grids[step.inputs[0]], grids[name]
+            least = _LEAST_MULTIPLIER * out_grid.scale / x_grid.scale
             made[name] = steps.code_kernel(
-                operand, x_grid, grid, params, jnp.float32, _LARGEST_WIDE_BIAS
+                operand, x_grid, grid, params, jnp.float32, _LARGEST_WIDE_BIAS, least
             )
         else:
             limits = Activations(16, symmetric=True).codes

@@ -59,6 +59,7 @@ def code_kernel(
     params: Any,
     dtype: Any,
     largest_bias: float = _LARGEST_BIAS,
+    least: Any = 0.0,
 ) -> Coded:
     """Puts a kernel on its grid, and its bias on that of the sums.
 
@@ -71,6 +72,7 @@ def code_kernel(
       params: of the grid.
       dtype: in which the codes enter the product; float32 and bfloat16 hold them exactly.
       largest_bias: the largest code of a bias.
+      least: [], the smallest scale that the kernel may have otherwise.
 
     Returns:
       The codes; straight-through gradients reach the operand.
@@ -78,10 +80,10 @@ def code_kernel(
     code = grid.codes
     assert code is not None
     value, bias = operand
-    least = jnp.float32(0.0)
+    least = jnp.float32(least)
     if bias is not None:
-        least = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * largest_bias)
-        least = lax.stop_gradient(least)
+        fitting = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * largest_bias)
+        least = lax.stop_gradient(jnp.maximum(fitting, least))
         scale = jax.eval_shape(lambda w: code(w, params, jnp.float32(0.0))[1], value)
         least = least if scale.ndim else least.max()
     codes, scale = code(value, params, least)
