@@ -7,6 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OF_OTHER_LANGUAGES = {"phone.md"}
 
 
 def blocks(page, language):
@@ -25,7 +26,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         # Blank lines in front make a traceback name the page's own line.
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
         ran += 1
-    assert ran > 0
+    assert (ran > 0) == (page.name not in OF_OTHER_LANGUAGES)
 
 
 def test_commands_name_files_that_exist():

@@ -61,7 +61,7 @@ def grid_of(
         low, high = jnp.minimum(low, -high), jnp.maximum(high, -low)
     width = jnp.where(high > low, high - low, jnp.float32(1.0))
     scale = ratio(width, jnp.float32(codes[1] - codes[0]))
-    zero_point = ste_round(codes[0] - ratio(low, scale))
+    zero_point = jnp.zeros_like(scale) if symmetric else ste_round(codes[0] - ratio(low, scale))
     # Hidden, or a compiler would fold this division into those that use the scale.
     return Affine(opaque(scale, width), saturate(zero_point, *map(float, codes)))
 

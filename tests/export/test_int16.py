@@ -115,3 +115,14 @@ def test_some_tensors_of_another_width_are_refused():
     qv = q.calibrate(Net().init(jax.random.key(1), x), [x])
     with pytest.raises(ValueError, match="16-bit symmetric ones for all"):
         cj.export.tflite(q, qv, x[:1], via="litert")
+
+
+def test_a_constant_of_zeros_has_the_zero_point_of_the_others():
+    def fn(variables, x):
+        return jax.nn.relu(x - jnp.broadcast_to(variables["mean"], x.shape)) * 2.0
+
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    q = cj.quantize(fn, cj.quant.int16x8())
+    qv = q.calibrate({"mean": jnp.zeros(3)}, [x])
+    found = cj.export.run(cj.export.tflite(q, qv, x[:1], via="litert"), np.asarray(x))
+    np.testing.assert_allclose(found, fn({"mean": jnp.zeros(3)}, x), atol=1e-3)

@@ -94,7 +94,6 @@ def test_every_kind_of_step_is_near_its_codes():
 def test_layers_of_convolutions_are_exact(name, tmp_path):
     q, qv, x = _network(name)
     model = convert(q, qv, x[:3])
-    found = intermediates(model, x)
     parity = verify(model, q, qv, x)
     assert (parity.max_lsb, parity.differing, parity.samples) == (0, 0, 7)
     names = {layer.name for layer in parity.layers}
