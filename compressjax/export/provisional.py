@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from compressjax.export.pointwise import is_pixel, pixels_convolved
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
 SAME_SCALE = frozenset(
@@ -107,13 +109,17 @@ def compute(
 
     Returns:
         The output, of a function that the converters do not know the output of another one. A
-        dense step of rank above 2 is computed on rows: of unit dimensions the converters would
-        make a BATCH_MATMUL of the wrong rank.
+        dense step of rank above 2 is computed on rows, or on one pixel as a convolution: of unit
+        dimensions the converters would make a BATCH_MATMUL of the wrong rank.
     """
     if step.kind in _STAND_INS:
         return _STAND_INS[step.kind](values[0])
     if step.kind != "dense" or values[0].ndim <= 2:
         return step.apply(*values, *constants)
+    if is_pixel(values[0].shape):
+        operands = [jnp.asarray(operand) for operand in (*values, *constants)]
+        specs = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+        return pixels_convolved(step.apply, specs)(*operands)
     rows = values[0].reshape(-1, values[0].shape[-1])
     return step.apply(rows, *constants).reshape(step.out_shape)
 

@@ -68,16 +68,10 @@ def quantize(
         dtype: int8 or int16.
 
     Returns:
-        The codes. int8, as XNNPACK: multiply by the float32 inverse of the scale, round half to
-        even, clamp; int16, as the builtin kernel: divide, round half away from zero, clamp.
+        The codes: multiplied by the float32 inverse of the scale, rounded half to even, clamped.
     """
     values, limits = np.asarray(values, np.float32), np.iinfo(dtype)
-    if dtype == np.int8:
-        codes = np.rint(values * (np.float32(1) / np.float32(scale)))
-    else:
-        steps = values / np.float32(scale)
-        whole = np.trunc(steps)
-        codes = whole + np.trunc(2 * (steps - whole))
+    codes = np.rint(values * (np.float32(1) / np.float32(scale)))
     return np.clip(codes + np.float32(zero_point), limits.min, limits.max).astype(dtype)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from compressjax.export import jax2tf, litert
 from compressjax.export.int4 import pack_int4
+from compressjax.export.pointwise import pixels_convolved
 from compressjax.export.provisional import label
 from compressjax.export.rewrite import rewrite
 from compressjax.export.serving import stablehlo
@@ -132,4 +133,5 @@ def _float(converter: Any, fn: Callable[..., Any], args: tuple[jax.Array, ...]) 
                 f"output {position} of the model is {out.dtype} {list(out.shape)}, expected "
                 "float32: export the function before argmax or casts"
             )
-    return converter.convert(cut_apart(whole, [spec for _, spec in specs]), specs)
+    shapes = [spec for _, spec in specs]
+    return converter.convert(pixels_convolved(cut_apart(whole, shapes), shapes), specs)
