@@ -19,6 +19,8 @@ from compressjax.export._require import require
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 
+_ENDS = ("QUANTIZE", "DEQUANTIZE")
+
 
 class Node(NamedTuple):
     """An operator of the file.
@@ -123,7 +125,8 @@ def load(model: flatbuffer.File) -> Loaded:
     """Reads an int8 .tflite as a network that runs in JAX.
 
     Args:
-        model: the file, as bytes or as a path; int8 inside, with float or int8 inputs and outputs.
+        model: the file, as bytes or as a path; int8 inside, with float, int8 or uint8 inputs and
+            outputs.
             Give it before images, softmax or top-k are put into it (`ends.py`): those are float.
 
     Returns:
@@ -169,10 +172,10 @@ def load(model: flatbuffer.File) -> Loaded:
 def _check(nodes: Sequence[Node], graph: Any) -> None:
     """Refuses operators that are not known, and types that the lattice does not have."""
     types = vars(require("ai_edge_litert.schema_py_generated").TensorType)
-    known = {types[name] for name in ("FLOAT32", "INT8", "INT4", "INT32")}
+    known = {types[name] for name in ("FLOAT32", "INT8", "INT4", "INT32", "UINT8")}
     names = {number: name for name, number in types.items()}
-    for node in nodes:
-        where = _where(node, graph)
+    for place, node in enumerate(nodes):
+        where = f"operator {place}, {_where(node, graph)},"
         if node.kind not in (*meaning.RULES, "DENSIFY"):
             raise ValueError(
                 f"{where} is not known here: load reads int8 files without float ends, whose "
@@ -182,6 +185,10 @@ def _check(nodes: Sequence[Node], graph: Any) -> None:
             if graph.tensors[tensor].type not in known:
                 kind = names.get(graph.tensors[tensor].type, "of no known type")
                 raise ValueError(f"{where} has a tensor that is {kind}, expected int8")
+            if graph.tensors[tensor].type == types["UINT8"] and node.kind not in _ENDS:
+                raise ValueError(
+                    f"{where} computes on uint8: load reads models that are int8 inside"
+                )
         made = graph.tensors[node.outputs[0]].type
         if (made == types["FLOAT32"]) != (node.kind == "DEQUANTIZE"):
             raise ValueError(
@@ -206,8 +213,10 @@ def _described(unpacked: Any, graph: Any, nodes: Sequence[Node]) -> tuple[_File,
     fixed |= {node.outputs[0]: fixed[node.inputs[0]] for node in nodes if node.kind == "DENSIFY"}
     nodes = [node for node in nodes if node.kind != "DENSIFY"]
     for number, tensor in enumerate(graph.tensors):
-        if tensor.type in (types.INT8, types.INT4):
+        if tensor.type in (types.INT8, types.INT4, types.UINT8):
             grids[names[number]] = _grid(tensor, names[number])
+            if tensor.type == types.UINT8:  # its codes are those of int8, counted from 0
+                grids[names[number]]["zero_point"] -= 128
     for node in nodes:
         _check_grids(node, [grids.get(names[i]) for i in (*node.outputs, *node.inputs) if i >= 0],
                      _where(node, graph))  # fmt: skip

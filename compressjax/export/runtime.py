@@ -20,9 +20,8 @@ from compressjax.export.join import select
 def run(model: bytes, *inputs: np.ndarray, threads: int = 1, signature: str | None = None) -> Any:
     """Runs a model on a batch of any size: float in, float out.
 
-    Inputs and outputs that are int8 or int16 in the file are quantized and dequantized by the
-    scales that the file itself gives; those of other integer types (images, indices) stay as they
-    are.
+    Integer inputs and outputs that have a scale in the file are quantized and dequantized by it;
+    others (bytes of images, indices) stay as they are.
 
     Args:
         model: the .tflite.
@@ -57,15 +56,15 @@ def run(model: bytes, *inputs: np.ndarray, threads: int = 1, signature: str | No
 
 
 def quantize(
-    values: np.ndarray, scale: float, zero_point: int, dtype: type[np.signedinteger[Any]] = np.int8
+    values: np.ndarray, scale: float, zero_point: int, dtype: type[np.integer[Any]] = np.int8
 ) -> np.ndarray:
-    """Rounds real values to int8 or int16 codes as LiteRT's CPU kernels do.
+    """Rounds real values to codes as LiteRT's CPU kernels do.
 
     Args:
         values: float32, any shape.
         scale: the scale.
         zero_point: the code of 0.
-        dtype: int8 or int16.
+        dtype: int8, uint8 or int16.
 
     Returns:
         The codes: multiplied by the float32 inverse of the scale, rounded half to even, clamped.
@@ -79,13 +78,13 @@ def dequantize(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     """Gives the real values of an output of the interpreter.
 
     Args:
-        values: the output, float32, int8 or int16.
+        values: the output.
         details: its entry in `get_output_details`.
 
     Returns:
         float32, the same shape.
     """
-    if values.dtype not in (np.int8, np.int16):
+    if not _has_grid(details):
         return values
     scale, zero_point = details["quantization"]
     return np.float32(scale) * (values.astype(np.float32) - np.float32(zero_point))
@@ -160,7 +159,7 @@ class Session:
                 part = array[start : start + size] if array.ndim else array
                 if count < size:
                     part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-                if details["dtype"] in (np.int8, np.int16):
+                if _has_grid(details):
                     scale, zero_point = details["quantization"]
                     part = quantize(part, scale, zero_point, details["dtype"])
                 self.interpreter.set_tensor(details["index"], part)
@@ -193,7 +192,7 @@ class Session:
         arrays = []
         for position, (value, details) in enumerate(zip(inputs, self.inputs, strict=True)):
             array, shape = np.asarray(value), tuple(int(n) for n in details["shape"])
-            codes = details["dtype"] in (np.int8, np.int16)
+            codes = _has_grid(details)
             expected = np.dtype(np.float32 if codes else details["dtype"])
             if array.dtype != expected and not array.dtype.kind == expected.kind == "f":
                 quantized = " (integer inputs are quantized here)" if codes else ""
@@ -215,6 +214,11 @@ class Session:
                 "number of rows, at least one"
             )
         return arrays
+
+
+def _has_grid(details: dict[str, Any]) -> bool:
+    """Whether an end of a file holds codes, which stand for real values."""
+    return details["dtype"] in (np.int8, np.uint8, np.int16) and details["quantization"][0] > 0
 
 
 def _ordered(details: list[dict[str, Any]], names: dict[int, str]) -> list[dict[str, Any]]:

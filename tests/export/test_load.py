@@ -91,7 +91,8 @@ def test_it_is_a_pure_function():
     assert {kernel.dtype for kernel in kernels} == {jnp.dtype(jnp.int8)}
 
 
-def test_a_file_of_the_converter_itself(tmp_path):
+@pytest.mark.parametrize("ends", ["float32", "uint8"])
+def test_a_file_of_the_converter_itself(ends, tmp_path):
     tf = pytest.importorskip("tensorflow")
     draw = np.random.default_rng(3).normal
     kernel, dense = (tf.constant(draw(size=s), tf.float32) for s in ((3, 3, 2, 8), (8, 4)))
@@ -108,12 +109,17 @@ def test_a_file_of_the_converter_itself(tmp_path):
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([x[None]] for x in _images(20, 8, 8, 2))
+    converter.inference_input_type = converter.inference_output_type = getattr(tf, ends)
     path = tmp_path / "theirs.tflite"
     path.write_bytes(converter.convert())
     loaded = load(path)
     parity = verify(path, loaded, loaded.variables, _images(20, 8, 8, 2))
     assert parity.differing == 0
     assert len(parity.layers) > 6
+    np.testing.assert_array_equal(
+        run(path.read_bytes(), _images(20, 8, 8, 2)),
+        loaded.apply(loaded.variables, _images(20, 8, 8, 2)),
+    )
 
 
 def test_sparse_and_narrow_weights():
