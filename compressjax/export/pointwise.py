@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from compressjax import graph as graphs
+from compressjax.export.forms import rewritten
 from compressjax.graph import Op
 
 
@@ -59,15 +59,7 @@ def pixels_convolved(
         >>> changed is excite, bool((changed(x) == excite(x)).all())
         (False, True)
     """
-    graph = graphs.trace(lambda _, *args: fn(*args), {}, *specs)
-    found = {op.name for op in graph.ops if _is_dense_on_pixel(op)}
-    if not found:
-        return fn
-
-    def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
-        return [on_one_pixel(*inputs)] if op.name in found else None
-
-    return lambda *args: graphs.interpret(graph, {}, *args, rule=rule)
+    return rewritten(fn, specs, _is_dense_on_pixel, lambda op, inputs: on_one_pixel(*inputs))
 
 
 def _is_dense_on_pixel(op: Op) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from compressjax import graph as graphs
+from compressjax.export.forms import rewritten
 from compressjax.graph import Op
 
 
@@ -41,15 +41,7 @@ def cut_apart(fn: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct]) -> 
         >>> cut_apart(jnp.tanh, [jax.ShapeDtypeStruct((2,), jnp.float32)]) is jnp.tanh
         True
     """
-    graph = graphs.trace(lambda _, *args: fn(*args), {}, *specs)
-    found = {op.name for op in graph.ops if cuts(op) is not None}
-    if not found:
-        return fn
-
-    def rule(op: Op, inputs: tuple[Any, ...]) -> Sequence[Any] | None:
-        return [_whole(op, inputs)] if op.name in found else None
-
-    return lambda *args: graphs.interpret(graph, {}, *args, rule=rule)
+    return rewritten(fn, specs, lambda op: cuts(op) is not None, _whole)
 
 
 def cuts(op: Op) -> tuple[tuple[int, int], ...] | None:
