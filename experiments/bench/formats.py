@@ -23,7 +23,6 @@ from absl import app, flags
 import compressjax as cj
 from compressjax import models
 from compressjax.export import flatbuffer
-from compressjax.export.runtime import Session
 from compressjax.quant import grids
 from experiments import networks, run
 from experiments.bench import architectures, options, parity, timing, trained
@@ -197,11 +196,10 @@ def cells(name: str, case: Case, via: str, formats: Sequence[str], rounds: int) 
             files[form] = _measured(row, case, FORMATS[form], expected)
         except ValueError as error:
             row.refused = str(error).splitlines()[0]
-    programs = {form: _program(file) for form, file in files.items()}
-    timings = timing.interleaved(programs, rounds=rounds, warmup=3) if programs else {}
+    turns = cj.export.compare(files, rounds=rounds) if files else {}
     for row in rows:
-        if row.form in timings:
-            row.latency = timings[row.form].ratio
+        if row.form in turns:
+            row.latency = turns[row.form].ratio
     yield from rows
 
 
@@ -225,14 +223,6 @@ def _measured(row: Row, case: Case, form: Format, expected: np.ndarray) -> bytes
         row.values = sum(layer.values for layer in found.layers)
         row.max_step = found.max_lsb
     return file
-
-
-def _program(file: bytes) -> Callable[[], None]:
-    session = Session(file)
-    for details in session.inputs:
-        zeros = np.zeros(details["shape"], details["dtype"])
-        session.interpreter.set_tensor(details["index"], zeros)
-    return session.interpreter.invoke
 
 
 def line(row: Row) -> str:
