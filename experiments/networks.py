@@ -43,7 +43,20 @@ class Network(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Both splits on the device, and what is done to their images inside jit."""
+    """Both splits on the device, and what is done to their images inside jit.
+
+    Attributes:
+      train_images: [N, H, W, C], uint8 as a rule.
+      train_labels: [N] int32.
+      test_images: [N, H, W, C].
+      test_labels: [N] int32.
+      num_classes: number of classes.
+      augment: `(rng, images) -> x`, moved at random and normalised.
+      prepare: `images -> x`, normalised.
+      mean: of each channel, [C], of images scaled to 0..1; what `prepare` takes off.
+      std: likewise, what `prepare` divides by.
+      class_names: in the order of the labels.
+    """
 
     train_images: jax.Array
     train_labels: jax.Array
@@ -52,6 +65,9 @@ class Data(NamedTuple):
     num_classes: int
     augment: Callable[[jax.Array, jax.Array], jax.Array]
     prepare: Callable[[jax.Array], jax.Array]
+    mean: np.ndarray | float = 0.0
+    std: np.ndarray | float = 1.0
+    class_names: tuple[str, ...] = ()
 
     @property
     def example(self) -> jax.Array:
@@ -77,6 +93,7 @@ def load_data(settings: Any) -> Data:
         for split in (settings.train_split, settings.test_split)
     )
     mean, std = data.moments(train.images)
+    std = np.where(std > 0, std, 1)
     prepare = functools.partial(data.normalise, mean=jnp.asarray(mean), std=jnp.asarray(std))
 
     def augment(rng: jax.Array, images: jax.Array) -> jax.Array:
@@ -93,6 +110,9 @@ def load_data(settings: Any) -> Data:
         train.num_classes,
         augment,
         prepare,
+        mean,
+        std,
+        train.class_names,
     )
 
 

@@ -123,9 +123,13 @@ def compression(
     Returns:
       What was promised and whether it was reached.
     """
-    for name in (stages.FLOAT_FILES["train"], stages.INT8_FILE):
-        data = (results["export"].directory / name).read_bytes()
-        _atomic.write_bytes(workdir / name, data)
+    shipped = (
+        ("export", stages.FLOAT_FILES["train"]),
+        ("export", stages.INT8_FILE),
+        ("package", stages.APP_FILE),
+    )
+    for stage, name in shipped:
+        _atomic.write_bytes(workdir / name, (results[stage].directory / name).read_bytes())
     rows, verified = stage_rows(results, stages.INT8_FILE), verify_rows(results)
     reached = expectations(config.expect, rows, verified)
     dataset = (
@@ -140,6 +144,12 @@ def compression(
     _atomic.write_text(workdir / "report.html", page.render(config.title, rows, verified, origin))
     console = _console()
     console.print(table.stages(rows), table.verification(verified))
+    app = results["package"].figures
+    console.print(
+        f"{stages.APP_FILE}: images in, probabilities and names of classes out, accuracy "
+        f"{100 * app['accuracy']:.2f} %",
+        highlight=False,
+    )
     _print_reached(console, reached)
     return reached
 

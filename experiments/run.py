@@ -2,10 +2,11 @@
 
     python -m experiments.run --config=experiments/configs/digits.py --workdir=runs/digits
 
-It trains, prunes, shrinks, distils, quantizes, exports, verifies and measures, skips what it did
-before, and ends with a table in the terminal, and as JSON, PNG and one HTML page in the workdir,
-beside `model_int8.tflite`. `--config.section.key=value` changes a setting and redoes the stages
-that depend on it; `--until=train` stops after a stage. A config with a section `search` finds out
+It trains, prunes, shrinks, distils, quantizes, exports, verifies, packages and measures, skips what
+it did before, and ends with a table in the terminal, and as JSON, PNG and one HTML page in the
+workdir, beside `model_int8.tflite` and `model_app.tflite` (uint8 images in, probabilities out, with
+the names of the classes). `--config.section.key=value` changes a setting and redoes the stages that
+depend on it; `--until=train` stops after a stage. A config with a section `search` finds out
 how far its network can be compressed instead (`search.py`), and ends with a table, JSON and PNG.
 """
 

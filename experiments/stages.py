@@ -5,6 +5,7 @@ stages before it saved, writes its own into its directory and returns what it me
 them run is decided in `pipeline.py`, the networks are rebuilt in `networks.py`.
 """
 
+import dataclasses
 import functools
 import pathlib
 import zlib
@@ -28,6 +29,7 @@ FLOAT_FILES = {
     "distil": "distilled_float.tflite",
 }
 INT8_FILE = "model_int8.tflite"
+APP_FILE = "model_app.tflite"
 
 
 def _teacher(setup: Setup, inputs: Results) -> Any:
@@ -285,6 +287,32 @@ def verify(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     return figures
 
 
+def package(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
+    """Write what an app takes: probabilities out, the names of the classes, and uint8 images in.
+
+    Images that are stored as floats are normalised by the app, as the metadata says.
+    """
+    data = networks.load_data(config.data)
+    said = cj.export.Metadata(config.title, labels=data.class_names, **config.package.to_dict())
+    model = cj.export.with_softmax((inputs["export"].directory / INT8_FILE).read_bytes())
+    if data.test_images.dtype == np.uint8:
+        images = data.test_images
+        model = cj.export.with_image_input(model, mean=255 * data.mean, std=255 * data.std)
+    else:
+        images = jax.jit(data.prepare)(data.test_images)
+        mean, std = (tuple(np.asarray(each).tolist()) for each in (data.mean, data.std))
+        said = dataclasses.replace(said, mean=mean, std=std)
+    model = cj.export.with_metadata(model, said)
+    probabilities = cj.export.run(model, np.asarray(images))
+    correct = int(np.sum(np.argmax(probabilities, -1) == np.asarray(data.test_labels)))
+    return {
+        **_write(directory / APP_FILE, model),
+        "correct": correct,
+        "total": len(probabilities),
+        "accuracy": correct / len(probabilities),
+    }
+
+
 def benchmark(config: Any, directory: pathlib.Path, inputs: Results) -> Figures:
     """Time every .tflite on LiteRT, one example at a time."""
     del directory
@@ -328,5 +356,6 @@ STAGES = (
         (*_BASE, "shrink", "factorize", "quantize", "export"),
         ("prune", "distil", "quantize", "export"),
     ),
+    Stage("package", package, ("data", "title", "package"), ("export",)),
     Stage("benchmark", benchmark, ("benchmark",), ("export",)),
 )

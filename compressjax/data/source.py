@@ -27,6 +27,7 @@ class Arrays:
       images: `[N, H, W, C]`, uint8 in 0..255, or floating where the data set stores floats.
       labels: `[N]` int32, in `0..num_classes-1`.
       num_classes: number of classes; static under jit.
+      class_names: what they are called, in the order of the labels; static, and empty if unknown.
 
     Example:
       >>> arrays = Arrays(np.zeros([4, 8, 8, 1], np.uint8), np.zeros(4, np.int32), num_classes=10)
@@ -37,6 +38,7 @@ class Arrays:
     images: Any
     labels: Any
     num_classes: int = dataclasses.field(metadata={"static": True})
+    class_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,12 +56,14 @@ class Source:
       name: the data set's name, for messages.
       split: the split's name, for messages.
       num_classes: number of classes.
+      class_names: what they are called, in the order of the labels.
       records: TFDS's random-access sequence of examples.
     """
 
     name: str
     split: str
     num_classes: int
+    class_names: tuple[str, ...]
     records: Sequence[Any]
 
     def __len__(self) -> int:
@@ -143,7 +147,7 @@ def open_source(name: str, split: str, *, data_dir: str | os.PathLike[str] | Non
             f"data set {name!r} at {builder.data_dir} is stored as {found}, which allows no random"
             " access; give another data_dir, and it is prepared there as array_record"
         ) from error
-    return Source(name, split, num_classes, records)
+    return Source(name, split, num_classes, tuple(features["label"].names), records)
 
 
 def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> Arrays:
@@ -168,7 +172,8 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
       ((1437, 8, 8, 1), dtype('uint8'), dtype('int32'), 10)
     """
     source = open_source(name, split, data_dir=data_dir)
-    return Arrays(*source.fetch(range(len(source))), source.num_classes)
+    examples = source.fetch(range(len(source)))
+    return Arrays(*examples, source.num_classes, source.class_names)
 
 
 def _prepared(name: str, data_dir: str | os.PathLike[str] | None) -> tfds.core.DatasetBuilder:

@@ -99,6 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.export = ml_collections.ConfigDict({"via": "jax2tf", "verify_both": True})
+    config.package = ml_collections.ConfigDict({"author": "", "license": "", "version": ""})
     config.benchmark = ml_collections.ConfigDict({"threads": 1})
     config.expect = ml_collections.ConfigDict(
         {

@@ -13,8 +13,9 @@ import time
 import numpy as np
 import pytest
 
+import compressjax as cj
 from compressjax import report, training
-from experiments import pipeline, reports, run, stages
+from experiments import networks, pipeline, reports, run, stages
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def test_it_leaves_what_it_promises(whole):
     names = {path.name for path in workdir.iterdir() if path.is_file()}
     assert names == {
         "model_int8.tflite",
+        "model_app.tflite",
         "dense_float.tflite",
         "report.json",
         "report.png",
@@ -75,6 +77,20 @@ def test_both_exporters_agree_with_jax_on_every_value(whole):
         assert (row["differing"], row["max_difference"], row["examples"]) == (0, 0, 360)
         assert row["values"] > 360 * 10
         assert row["first_difference"] is None
+
+
+def test_the_file_for_apps_takes_images_and_knows_the_classes(whole, config):
+    workdir, _ = whole
+    images = np.asarray(networks.load_data(config.data).test_images)
+    file = (workdir / "model_app.tflite").read_bytes()
+    probabilities = cj.export.run(file, images)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    figures = json.loads((workdir / "package" / "result.json").read_text())["figures"]
+    value = json.loads((workdir / "report.json").read_text())
+    assert figures["accuracy"] == pytest.approx(value["rows"][-1]["accuracy"], abs=0.003)
+    said = cj.export.metadata(file)
+    assert said.name == config.title
+    assert said.labels == tuple("0123456789")
 
 
 def test_pruning_is_exact_and_stays_through_distillation_and_quantization(whole, config):
