@@ -88,6 +88,22 @@ def test_cp_finds_a_tensor_of_its_rank(split):
     assert [f.groups for f in lowrank.cp(split=split).plan(of, (3,))] == [1, *[3] * (1 + split), 1]
 
 
+def test_cp_of_few_products_comes_as_close_as_tensorly():
+    """Among many channels most rounds see only their strongest directions."""
+    of = layer((3, 3), 40, 30)
+    values = weights(of) * np.logspace(0, -1, 40)[:, None] * np.logspace(0, -1, 30)
+    found = whole(lowrank.cp(), of, values, (4,))
+    sizes = (of.taps, of.inputs, of.outputs)
+    theirs = tensorly.decomposition.parafac(
+        values[0].reshape(sizes), 4, n_iter_max=50, init="random", random_state=0
+    )
+    errors = [
+        np.linalg.norm(values[0].reshape(sizes) - one)
+        for one in (found[0].reshape(sizes), tensorly.cp_to_tensor(theirs))
+    ]
+    assert errors[0] <= 1.01 * errors[1]
+
+
 @pytest.mark.parametrize("method", [lowrank.svd(), lowrank.tucker2(), lowrank.spatial()])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("sizes", [(6, 5), (2, 7)])

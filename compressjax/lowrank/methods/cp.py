@@ -5,6 +5,7 @@ channels: it needs fewer of them, each at a higher cost.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,12 +22,14 @@ def cp(*, split: bool = False, steps: int = 50, seed: int = 0) -> Method:
     (2015), with an axis of the tensor for each axis of the window; Astrid and Lee,
     "CP-decomposition with Tensor Power Method for Convolutional Neural Networks Compression"
     (2017), with one for the whole window. The vectors are found by alternating least squares
-    (`tensorly`) from drawn ones. With moments, inputs count as much as they were seen to vary
-    together.
+    (`tensorly`) from drawn ones, within the strongest directions of each axis first, twice as many
+    as there are products, and then, in a tenth of the rounds, without that bound: Bro and
+    Andersson, "Improving the speed of multiway algorithms, Part II: Compression" (1998). With
+    moments, inputs count as much as they were seen to vary together.
 
     Args:
       split: whether each axis of the window gets a depthwise layer of its own.
-      steps: at most this many rounds of least squares.
+      steps: at most this many rounds of least squares before the last ones.
       seed: of the draw.
 
     Returns:
@@ -98,24 +101,58 @@ def _limits(layer: Layer) -> Ranks:
 
 def _decomposed(tensor: np.ndarray, rank: int, steps: int, seed: int) -> list[np.ndarray]:
     """A factor `[size, rank]` for each axis, all of a product equally long."""
+    size = float(np.linalg.norm(tensor))
+    if not size:
+        return [np.zeros((length, rank)) for length in tensor.shape]
+    bases = [_directions(tensor / size, axis, 2 * rank) for axis in range(tensor.ndim)]
+    if any(basis is not None for basis in bases):
+        core = tensor / size
+        for axis, basis in enumerate(bases):
+            core = core if basis is None else _along(core, basis.T, axis)
+        drawn = [
+            factor if basis is None else basis @ factor
+            for basis, factor in zip(bases, _least_squares(core, rank, steps, seed), strict=True)
+        ]
+        found = _least_squares(tensor / size, rank, -(-steps // 10), seed, drawn)
+    else:
+        found = _least_squares(tensor / size, rank, steps, seed)
+    lengths = [np.maximum(np.linalg.norm(factor, axis=0), 1e-150) for factor in found]
+    common = (size * np.prod(lengths, axis=0)) ** (1 / len(found))
+    return [factor / own * common for factor, own in zip(found, lengths, strict=True)]
+
+
+def _directions(tensor: np.ndarray, axis: int, count: int) -> np.ndarray | None:
+    """The `[size, count]` strongest directions along an axis; `None` where there are no more."""
+    size = tensor.shape[axis]
+    if size <= count:
+        return None
+    rows = np.moveaxis(tensor, axis, 0).reshape(size, -1)
+    _, vectors = np.linalg.eigh(rows @ rows.T)
+    return vectors[:, -count:]
+
+
+def _along(tensor: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
+    """Multiplies an axis of a tensor by a matrix `[new, old]`."""
+    return np.moveaxis(np.tensordot(matrix, tensor, (1, axis)), 0, axis)
+
+
+def _least_squares(
+    tensor: np.ndarray, rank: int, steps: int, seed: int, start: Sequence[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """Alternates, from the factors of `start` or drawn ones."""
     try:
         from tensorly.decomposition import parafac
     except ImportError as error:
         raise ImportError(
             "cp needs tensorly, which is not installed: pip install 'compressjax[lowrank]'"
         ) from error
-    size = float(np.linalg.norm(tensor))
-    if not size:
-        return [np.zeros((length, rank)) for length in tensor.shape]
     _, found = parafac(
-        tensor / size,
+        tensor,
         rank,
         n_iter_max=steps,
-        init="random",
+        init="random" if start is None else (np.ones(rank), list(start)),
         random_state=seed,
         normalize_factors=False,
         tol=1e-7,
     )
-    lengths = [np.maximum(np.linalg.norm(factor, axis=0), 1e-150) for factor in found]
-    common = (size * np.prod(lengths, axis=0)) ** (1 / len(found))
-    return [factor / own * common for factor, own in zip(found, lengths, strict=True)]
+    return list(found)
