@@ -17,6 +17,7 @@ import numpy as np
 from compressjax import quant
 from compressjax.export import flatbuffer, probe
 from compressjax.export.flatbuffer import File
+from compressjax.export.load import Loaded
 from compressjax.export.parity import Distance, Layer, Parity, sqnr_db
 from compressjax.export.probe import Probe
 from compressjax.export.runtime import Session, dequantize
@@ -134,6 +135,8 @@ def _has_codes(fn_or_q: Any) -> bool:
     """Whether a model has codes: one that quantizes kernels alone computes in floats."""
     spec = getattr(fn_or_q, "spec", None)
     placed = spec is None or isinstance(spec.activations, tuple)
+    if isinstance(fn_or_q, Loaded):
+        return bool(fn_or_q.codes)
     return placed and hasattr(fn_or_q, "intermediates")
 
 

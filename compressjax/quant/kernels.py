@@ -50,7 +50,7 @@ def run(graph: Graph, spec: Spec, qv: Mapping[str, Any], args: tuple[Any, ...]) 
         own = forward.grid_params(op.name, grid, rows, qv)
         kernel = _unrowed(op, side, grid.project(rows, own), kernel)
         if isinstance(spec.activations, Dynamic) and _dynamic(op, side):
-            x = _rounded(op, 1 - side, x, spec.activations.bits)
+            x = rounded_by_range(x, _sharing(op, 1 - side), spec.activations.bits)
         return (kernel, x) if side == 0 else (x, kernel)
 
     return graphs.interpret(graph, qv, *args, before=before)
@@ -261,14 +261,25 @@ def _inputs_of_group(op: Op) -> int:
     return op.inputs[1].shape[numbers.rhs_spec[1]]
 
 
-def _rounded(op: Op, side: int, x: jax.Array, bits: int) -> jax.Array:
-    """Rounds an operand to the range of each row or example, by XNNPACK's own formula.
+def rounded_by_range(x: jax.Array, axes: tuple[int, ...], bits: int = 8) -> jax.Array:
+    """Rounds values to the range of each row or example, by XNNPACK's own formula.
 
     It finds how many codes a unit of value has, and multiplies codes by the inverse of that; both
     are float32, and zero points and ties depend on it (`xnn_f32_qd8_asymmetric_quantization_params`
     in its src/xnnpack/quantization.h). Nothing lies outside the range, so all gradients pass.
+
+    Args:
+      x: float array of any shape.
+      axes: along which values share a range.
+      bits: of a code.
+
+    Returns:
+      The rounded values, in the shape and dtype of `x`.
+
+    Example:
+      >>> rounded_by_range(jnp.array([[0.0, 1.26, 2.55]]), (1,)).round(2).tolist()
+      [[0.0, 1.2599999904632568, 2.549999952316284]]
     """
-    axes = _sharing(op, side)
     lowest, highest = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1.0
     seen = jax.lax.stop_gradient(x.astype(jnp.float32))
     low = jnp.minimum(seen.min(axes, keepdims=True), 0.0)

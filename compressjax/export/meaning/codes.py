@@ -1,0 +1,160 @@
+"""What LiteRT's int8 operators compute, as calls of the lattice: bit for bit.
+
+`operators.py` writes operators into files; this reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from compressjax.export.meaning import contractions, reals
+from compressjax.export.meaning.call import Call, Rule
+from compressjax.export.meaning.contractions import Arithmetic, Operands, Window
+from compressjax.quant import lattice
+from compressjax.quant.lattice import Affine
+
+
+def _conv(call: Call, operands: Operands, window: Window) -> jax.Array:
+    acc = lattice.conv_sum(
+        operands.x, operands.kernel, operands.bias, call.grid(operands.source),
+        window_strides=window.strides, padding=window.padding, lhs_dilation=window.lhs_dilation,
+        rhs_dilation=window.rhs_dilation, dimension_numbers=window.layout,
+        feature_group_count=window.groups,
+    )  # fmt: skip
+    return _rescaled(call, acc, operands.source)
+
+
+def _dense(call: Call, operands: Operands) -> jax.Array:
+    numbers = (((1,), (1,)), ((), ()))
+    x, kernel, bias, source = operands
+    acc = lattice.dot_sum(x, kernel, bias, call.grid(source), dimension_numbers=numbers)
+    return _rescaled(call, acc, source)
+
+
+def _rescaled(call: Call, acc: jax.Array, source: int) -> jax.Array:
+    call.constant(1, "kernels")
+    (lo, hi), scale, axis = call.clamp(), call.grid(1).scale, acc.ndim - 1
+    return lattice.rescale(acc, call.grid(source), scale, call.out_grid(), axis, lo=lo, hi=hi)
+
+
+def _binary(function: Callable[..., jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        lo, hi = call.clamp()
+        grids = call.grid(0), call.grid(1), call.out_grid()
+        return function(call.inputs[0], call.inputs[1], *grids, lo=lo, hi=hi)
+
+    return rule
+
+
+def _compared(function: Callable[..., jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        return function(call.inputs[0], call.inputs[1])
+
+    return rule
+
+
+def _matmul(call: Call) -> jax.Array:
+    sums = lattice.matmul_sum(*contractions.matmul_operands(call), call.grid(0), call.grid(1))
+    return lattice.matmul_rescale(sums, call.grid(0), call.grid(1), call.out_grid())
+
+
+def _pool(function: Callable[..., jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        options, (lo, hi) = call.options, call.clamp()
+        return function(
+            call.inputs[0], call.grid(0),
+            window_dimensions=(1, options.filterHeight, options.filterWidth, 1),
+            window_strides=(1, options.strideH, options.strideW, 1),
+            padding=call.padding(), lo=lo, hi=hi,
+        )  # fmt: skip
+
+    return rule
+
+
+def _total(function: Callable[..., jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        keep = bool(call.options.keepDims)
+        return function(call.inputs[0], call.grid(0), call.out_grid(), call.reduced(), keep)
+
+    return rule
+
+
+def _extreme(function: Callable[..., jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        return function(call.inputs[0], axis=call.reduced(), keepdims=bool(call.options.keepDims))
+
+    return rule
+
+
+def _table(function: Callable[[jax.Array, Affine, Affine], jax.Array]) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        return function(call.inputs[0], call.grid(0), call.out_grid())
+
+    return rule
+
+
+def _on_fixed_grid(function: Callable[[jax.Array, Affine], jax.Array]) -> Rule:
+    """Functions whose output has the grid that LiteRT's specification fixes."""
+
+    def rule(call: Call) -> jax.Array:
+        if getattr(call.options, "beta", 1.0) != 1.0:
+            raise ValueError(f"its beta is {call.options.beta}, expected 1")
+        return function(call.inputs[0], call.grid(0))
+
+    return rule
+
+
+def _relu(lo: float, hi: float | None) -> Rule:
+    def rule(call: Call) -> jax.Array:
+        return lattice.relu(call.inputs[0], call.grid(0), call.out_grid(), lo=lo, hi=hi)
+
+    return rule
+
+
+def _leaky(call: Call) -> jax.Array:
+    return lattice.leaky_relu(call.inputs[0], call.grid(0), call.out_grid(), call.options.alpha)
+
+
+def _gelu(call: Call) -> jax.Array:
+    approximate = bool(call.options.approximate)
+    return lattice.gelu(call.inputs[0], call.grid(0), call.out_grid(), approximate=approximate)
+
+
+def quantize(call: Call) -> jax.Array:
+    """QUANTIZE: real values become codes, or codes go to another grid."""
+    source = call.grids[0]
+    if source is None:
+        return lattice.quantize(call.inputs[0], call.out_grid())
+    return lattice.requantize(call.inputs[0], source, call.out_grid())
+
+
+_COMPARISONS = ("EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL")
+# Operators whose inputs and output have one grid, beside those of `moves.py`.
+ONE_GRID: Mapping[str, Rule] = {
+    "MAX_POOL_2D": _pool(lattice.max_pool), "AVERAGE_POOL_2D": _pool(lattice.avg_pool),
+    "REDUCE_MAX": _extreme(jnp.max), "REDUCE_MIN": _extreme(jnp.min),
+    "MAXIMUM": _compared(lattice.maximum), "MINIMUM": _compared(lattice.minimum),
+    **{name: reals.RULES[name] for name in ("TOPK_V2", "SELECT", "SELECT_V2", *_COMPARISONS)},
+}  # fmt: skip
+# Operators whose output has a grid that LiteRT's specification fixes.
+FIXED: Mapping[str, tuple[Rule, tuple[float, int]]] = {
+    "SOFTMAX": (_on_fixed_grid(lattice.softmax), lattice.SOFTMAX_GRID),
+    "LOGISTIC": (_on_fixed_grid(lattice.logistic), lattice.LOGISTIC_GRID),
+    "TANH": (_on_fixed_grid(lattice.tanh), lattice.TANH_GRID),
+}
+RULES: Mapping[str, Rule] = {
+    **contractions.rules(Arithmetic(_conv, _dense)),
+    **ONE_GRID,
+    **{name: rule for name, (rule, _) in FIXED.items()},
+    **{name: reals.RULES[name] for name in ("ARG_MAX", "ARG_MIN")},
+    "BATCH_MATMUL": _matmul, "ADD": _binary(lattice.add),
+    "SUB": _binary(lattice.sub), "MUL": _binary(lattice.mul), "MEAN": _total(lattice.mean),
+    "SUM": _total(lattice.sum), "RELU": _relu(0.0, None), "RELU6": _relu(0.0, 6.0),
+    "RELU_N1_TO_1": _relu(-1.0, 1.0), "RELU_0_TO_1": _relu(0.0, 1.0),
+    "HARD_SWISH": _table(lattice.hard_swish), "ELU": _table(lattice.elu),
+    "EXP": _table(lattice.exp), "LOG": _table(lattice.log), "SQRT": _table(lattice.sqrt),
+    "RSQRT": _table(lattice.rsqrt), "LEAKY_RELU": _leaky, "GELU": _gelu,
+}  # fmt: skip
