@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from compressjax.export.meaning import contractions, reals
-from compressjax.export.meaning.call import Call, Rule
+from compressjax.export.meaning.call import Call, Rule, same_rank
 from compressjax.export.meaning.contractions import Arithmetic, Operands, Window
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
@@ -123,6 +123,34 @@ def _gelu(call: Call) -> jax.Array:
     return lattice.gelu(call.inputs[0], call.grid(0), call.out_grid(), approximate=approximate)
 
 
+def _resize(call: Call) -> jax.Array:
+    height, width = call.constant(1, "sizes").tolist()
+    return lattice.resize_bilinear(call.inputs[0], (height, width), **reals.corners(call))
+
+
+def _difference(call: Call) -> jax.Array:
+    a, b = same_rank(*call.inputs)
+    return lattice.squared_difference(a, b, call.grid(0), call.grid(1), call.out_grid())
+
+
+def _prelu(call: Call) -> jax.Array:
+    x, slope = same_rank(*call.inputs)
+    return lattice.prelu(x, slope, call.grid(0), call.grid(1), call.out_grid())
+
+
+def _div(call: Call) -> jax.Array:
+    (a, b), (lo, hi) = same_rank(*call.inputs), call.clamp()
+    return lattice.div(a, b, call.grid(0), call.grid(1), call.out_grid(), lo=lo, hi=hi)
+
+
+def _comparison(rule: Rule) -> Rule:
+    def compared(call: Call) -> jax.Array:
+        sides = [lattice.comparable(call.inputs[i], call.grid(i)) for i in (0, 1)]
+        return rule(call._replace(inputs=sides))
+
+    return compared
+
+
 def quantize(call: Call) -> jax.Array:
     """QUANTIZE: real values become codes, or codes go to another grid."""
     source = call.grids[0]
@@ -137,7 +165,8 @@ ONE_GRID: Mapping[str, Rule] = {
     "MAX_POOL_2D": _pool(lattice.max_pool), "AVERAGE_POOL_2D": _pool(lattice.avg_pool),
     "REDUCE_MAX": _extreme(jnp.max), "REDUCE_MIN": _extreme(jnp.min),
     "MAXIMUM": _compared(lattice.maximum), "MINIMUM": _compared(lattice.minimum),
-    **{name: reals.RULES[name] for name in ("TOPK_V2", "SELECT", "SELECT_V2", *_COMPARISONS)},
+    **{name: reals.RULES[name] for name in ("TOPK_V2", "SELECT", "SELECT_V2", "ONE_HOT")},
+    "RESIZE_BILINEAR": _resize,
 }  # fmt: skip
 # Operators whose output has a grid that LiteRT's specification fixes.
 FIXED: Mapping[str, tuple[Rule, tuple[float, int]]] = {
@@ -150,6 +179,9 @@ RULES: Mapping[str, Rule] = {
     **ONE_GRID,
     **{name: rule for name, (rule, _) in FIXED.items()},
     **{name: reals.RULES[name] for name in ("ARG_MAX", "ARG_MIN")},
+    **{name: _comparison(reals.RULES[name]) for name in _COMPARISONS},
+    "ABS": _table(lattice.absolute), "PRELU": _prelu, "DIV": _div,
+    "SQUARED_DIFFERENCE": _difference,
     "BATCH_MATMUL": _matmul, "ADD": _binary(lattice.add),
     "SUB": _binary(lattice.sub), "MUL": _binary(lattice.mul), "MEAN": _total(lattice.mean),
     "SUM": _total(lattice.sum), "RELU": _relu(0.0, None), "RELU6": _relu(0.0, 6.0),

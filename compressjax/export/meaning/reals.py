@@ -19,6 +19,7 @@ from jax import lax
 from compressjax.export.meaning import contractions
 from compressjax.export.meaning.call import Call, Rule, same_rank
 from compressjax.export.meaning.contractions import Arithmetic, Operands, Window
+from compressjax.quant.lattice.resize import lines
 
 _Function = Callable[..., Any]
 _EXACT = lax.Precision.HIGHEST
@@ -162,39 +163,24 @@ def _cumsum(call: Call) -> jax.Array:
     return jnp.flip(made, axis) if options.reverse else made
 
 
+def corners(call: Call) -> dict[str, bool]:
+    """How a resize counts lines."""
+    options = call.options
+    return {
+        "align_corners": bool(options.alignCorners),
+        "half_pixel_centers": bool(options.halfPixelCenters),
+    }
+
+
 def _resize_bilinear(call: Call) -> jax.Array:
     x = call.inputs[0]
     sizes = call.constant(1, "sizes").tolist()
     for axis, wanted in zip((1, 2), sizes, strict=True):
-        low, high, part = lines(x.shape[axis], wanted, call.options)
+        low, high, part = lines(x.shape[axis], wanted, **corners(call))
         below, above = jnp.take(x, low, axis=axis), jnp.take(x, high, axis=axis)
         weights = part.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         x = below + (above - below) * weights
     return x
-
-
-def lines(size: int, wanted: int, options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Between which lines of an image the lines of a resized one lie.
-
-    Args:
-        size: lines of the image.
-        wanted: lines of the resized one.
-        options: with `alignCorners` and `halfPixelCenters`.
-
-    Returns:
-        The line below and the line above, int `[wanted]`, and how far each lies between the two,
-        float32 in [0, 1], as XNNPACK finds them (src/indirection.c).
-    """
-    corners = options.alignCorners and wanted > 1
-    scale = np.float32(size - 1) / np.float32(wanted - 1) if corners else size / np.float32(wanted)
-    at = np.arange(wanted, dtype=np.float32)
-    if options.halfPixelCenters:
-        at = (at + np.float32(0.5)) * np.float32(scale) - np.float32(0.5)
-    else:
-        at = at * np.float32(scale)
-    at = np.clip(at, np.float32(0), np.float32(size - 1))
-    low = np.floor(at).astype(int)
-    return low, np.minimum(low + 1, size - 1), at - low.astype(np.float32)
 
 
 def _extreme_place(function: _Function) -> Rule:

@@ -10,6 +10,13 @@ This package knows arrays only. Which operators of a network get which grid is p
 business, and running a graph on the lattice is `quantize`'s.
 """
 
+from compressjax.quant.lattice.builtin import (
+    absolute,
+    comparable,
+    div,
+    prelu,
+    squared_difference,
+)
 from compressjax.quant.lattice.functions import (
     LOGISTIC_GRID,
     SOFTMAX_GRID,
@@ -33,6 +40,7 @@ from compressjax.quant.lattice.matmul import matmul_rescale, matmul_sum
 from compressjax.quant.lattice.pointwise import add, maximum, minimum, mul, requantize, sub
 from compressjax.quant.lattice.products import conv_sum, dot_sum, rescale
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
+from compressjax.quant.lattice.resize import resize_bilinear
 from compressjax.quant.lattice.tables import elu, exp, gelu, leaky_relu, log, rsqrt, sqrt
 
 __all__ = [
@@ -40,12 +48,15 @@ __all__ = [
     "LOGISTIC_GRID",
     "SOFTMAX_GRID",
     "TANH_GRID",
+    "absolute",
     "add",
     "avg_pool",
     "bias_codes",
     "bounds",
+    "comparable",
     "conv_sum",
     "dequantize",
+    "div",
     "dot_sum",
     "elu",
     "exp",
@@ -61,13 +72,16 @@ __all__ = [
     "mean",
     "minimum",
     "mul",
+    "prelu",
     "quantize",
     "relu",
     "requantize",
     "rescale",
+    "resize_bilinear",
     "rsqrt",
     "softmax",
     "sqrt",
+    "squared_difference",
     "ste_round",
     "straight_through",
     "sub",

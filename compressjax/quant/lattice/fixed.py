@@ -82,7 +82,7 @@ def multiply(value: jax.Array, times: Multiplier) -> jax.Array:
         [2, -1, 2]
     """
     value = value << jnp.maximum(times.exponent, 0)
-    return divide_by_power(_high_product(value, times.mantissa), jnp.maximum(-times.exponent, 0))
+    return divide_by_power(high_product(value, times.mantissa), jnp.maximum(-times.exponent, 0))
 
 
 def divide_by_power(value: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ def divide_by_power(value: jax.Array, exponent: jax.Array) -> jax.Array:
 
     Args:
         value: int32 of any shape.
-        exponent: int32 in [0, 31), broadcasts with `value`.
+        exponent: int32 in [0, 31], broadcasts with `value`.
 
     Returns:
         int32.
@@ -119,10 +119,19 @@ def _divide(
     return (digits << bits) | quotient, rest - quotient * divisor
 
 
-def _high_product(value: jax.Array, mantissa: jax.Array) -> jax.Array:
+def high_product(value: jax.Array, mantissa: jax.Array) -> jax.Array:
     """Computes value * mantissa / 2**31, halves up: gemmlowp's SaturatingRoundingDoublingHighMul.
 
-    The mantissa is never the least int32, so nothing saturates.
+    Args:
+        value: int32 of any shape.
+        mantissa: int32, not negative, so that nothing saturates; broadcasts with `value`.
+
+    Returns:
+        int32.
+
+    Example:
+        >>> high_product(jnp.array([3, -3, 5]), jnp.int32(1 << 30)).tolist()
+        [2, -1, 3]
     """
     size, times = jnp.abs(value).astype(jnp.uint32), mantissa.astype(jnp.uint32)
     size_low, size_high = size & 0xFFFF, size >> 16

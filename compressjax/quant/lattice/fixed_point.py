@@ -12,7 +12,7 @@ import numpy as np
 
 _ONE = 1 << 28  # 1.0 with three integer bits
 _HALF_ROOT_2 = 1518500250  # sqrt(2) / 2 without integer bits
-_INT_MAX, _INT_MIN = 2**31 - 1, -(2**31)
+INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 
 
 def quantized_multiplier(value: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -60,7 +60,7 @@ def multiply(x: jax.Array, mantissa: jax.Array, exponent: jax.Array) -> jax.Arra
     product = (x << jnp.maximum(exponent, 0)) * mantissa
     nudge = jnp.where(product >= 0, 1 << 30, 1 - (1 << 30))
     high = jnp.sign(product + nudge) * (jnp.abs(product + nudge) >> 31)
-    high = jnp.clip(high, _INT_MIN, _INT_MAX)
+    high = jnp.clip(high, INT_MIN, INT_MAX)
     shift = jnp.maximum(-exponent, 0)
     mask = (1 << shift) - 1
     return (high >> shift) + ((high & mask) > (mask >> 1) + (high < 0))
@@ -82,22 +82,35 @@ def inverse_roots() -> np.ndarray:
 
 def _inverse_root(n: int) -> int:
     if n <= 1:
-        return _high_product(1 << 20, _INT_MAX)
+        return high_product_of(1 << 20, INT_MAX)
     # n * 4**pairs has its leading bit at 2**27 or 2**28, that is, n is brought to [1/2, 2).
     pairs = (31 - n.bit_length()) // 2 - 1
     shift = 11 - pairs
     value = n << (2 * pairs - 1)
     half, x = _shift_right(value, 1), _ONE
     for _ in range(5):
-        cube = _saturated(_high_product(_high_product(x, x), x) << 6)
-        x = _saturated((_high_product(3 * _ONE // 2, x) - _high_product(half, cube)) << 3)
-    x = _high_product(x, _HALF_ROOT_2)
+        cube = saturated(high_product_of(high_product_of(x, x), x) << 6)
+        x = saturated((high_product_of(3 * _ONE // 2, x) - high_product_of(half, cube)) << 3)
+    x = high_product_of(x, _HALF_ROOT_2)
     x, shift = (x << -shift, 0) if shift < 0 else (x, shift)
     left = 20 - shift
-    return _shift_right(_high_product(1 << max(left, 0), x), max(-left, 0))
+    return _shift_right(high_product_of(1 << max(left, 0), x), max(-left, 0))
 
 
-def _high_product(a: int, b: int) -> int:
+def high_product_of(a: int, b: int) -> int:
+    """Computes a * b / 2**31 of two int32, halves away from zero or up, as gemmlowp does.
+
+    Args:
+        a: an int32.
+        b: an int32.
+
+    Returns:
+        The doubled high half of the product.
+
+    Example:
+        >>> high_product_of(1 << 30, 5)
+        3
+    """
     nudged = a * b + ((1 << 30) if a * b >= 0 else 1 - (1 << 30))
     return nudged >> 31 if nudged >= 0 else -(-nudged >> 31)
 
@@ -107,5 +120,17 @@ def _shift_right(value: int, shift: int) -> int:
     return (value >> shift) + ((value & mask) > (mask >> 1) + (value < 0))
 
 
-def _saturated(value: int) -> int:
-    return max(min(value, _INT_MAX), _INT_MIN)
+def saturated(value: int) -> int:
+    """Gives the int32 that is closest to a number.
+
+    Args:
+        value: any integer.
+
+    Returns:
+        It, or the bound that it passes.
+
+    Example:
+        >>> saturated(1 << 40) == (1 << 31) - 1
+        True
+    """
+    return max(min(value, INT_MAX), INT_MIN)
