@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from compressjax.export.parity import Layer, Parity
+from compressjax.export.parity import Parity, Tally
 
 Rows = Sequence[np.ndarray]
 Compute = Callable[[Rows], tuple[Mapping[str, np.ndarray], Sequence[np.ndarray]]]
@@ -54,9 +54,7 @@ def agreement(
         outputs = (fn_or_q.apply if quantized else fn_or_q)(variables, *rows)
         return steps, jax.tree.leaves(outputs)
 
-    counts: dict[str, np.ndarray] = {}  # name -> values, differing, largest difference
-    agreeing = magnitude = max_abs = 0.0
-    size = min(slice_size, total)
+    tally, size = Tally(), min(slice_size, total)
     for start in range(0, total, size):
         places = np.minimum(np.arange(start, start + size), total - 1)
         rows, count = [x[places] for x in inputs], min(size, total - start)
@@ -68,36 +66,6 @@ def agreement(
                 f"{[x.shape for x in outputs]}"
             )
         for name in (name for name in steps if name in codes):
-            _count(counts, name, codes[name][:count], steps[name][:count])
-        for position, (theirs, ours) in enumerate(zip(found, outputs, strict=True)):
-            theirs, ours = theirs[:count], ours[:count]
-            _count(counts, f"output_{position}", theirs, ours)
-            max_abs = max(max_abs, float(np.abs(theirs - ours).max(initial=0)))
-            magnitude = max(magnitude, float(np.abs(ours).max(initial=0)))
-        same = found[0].argmax(-1) == outputs[0].argmax(-1)
-        agreeing += float(same[:count].reshape(count, -1).mean(1).sum())
-    layers = tuple(Layer(name, *map(int, row)) for name, row in counts.items())
-    ends = [layer for layer in layers if layer.name.startswith("output_")]
-    layers = (*(layer for layer in layers if layer not in ends), *ends)
-    return Parity(
-        max_lsb=max(layer.max_lsb for layer in layers),
-        mismatch_fraction=sum(x.differing for x in layers) / sum(x.values for x in layers),
-        layers=layers,
-        first_divergence=next((layer.name for layer in layers if layer.differing), None),
-        top1_agreement=agreeing / total,
-        max_abs=max_abs,
-        max_relative=max_abs / magnitude if magnitude else 0.0,
-        samples=total,
-    )
-
-
-def _count(
-    counts: dict[str, np.ndarray], name: str, found: np.ndarray, expected: np.ndarray
-) -> None:
-    differing, largest = int((found != expected).sum()), 0
-    if found.dtype.kind in "iu":
-        steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
-        largest = int(steps.max(initial=0))
-    row = counts.setdefault(name, np.zeros(3, np.int64))
-    row[:2] += (found.size, differing)
-    row[2] = max(row[2], largest)
+            tally.add(name, codes[name][:count], steps[name][:count])
+        tally.add_outputs([x[:count] for x in found], [x[:count] for x in outputs], count)
+    return tally.result()

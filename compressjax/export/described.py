@@ -53,6 +53,7 @@ class File(NamedTuple):
         dtypes: in JAX.
         axes: along which axis the scales of a grid lie.
         codes: int8 tensors that are given or computed, in order.
+        reals: float tensors that are computed from the inputs and are no outputs, in order.
         inputs: the file's, in the order of the exported function.
         outputs: the same.
         fixed: data of the constants.
@@ -65,6 +66,7 @@ class File(NamedTuple):
     dtypes: tuple[Any, ...]
     axes: tuple[int, ...]
     codes: tuple[int, ...]
+    reals: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     fixed: Mapping[int, np.ndarray]
@@ -88,7 +90,7 @@ def describe(data: bytes) -> tuple[File, tuple[Node, ...], dict[str, Any]]:
     unpacked = flatbuffer.read(data)
     graph = unpacked.subgraphs[0]
     kinds = _kinds(graph)
-    names = _names(graph)
+    names = flatbuffer.tensor_names(graph)
     fixed = {
         number: values
         for number, tensor in enumerate(graph.tensors)
@@ -127,7 +129,10 @@ def _file(
     shape = graph.tensors[inputs[0]].shape if inputs else None
     if shape is None or not len(shape):
         raise ValueError("the model has no input with a batch axis")
-    made = [i for node in nodes for i in node.outputs]
+    outputs = tuple(_in_order(unpacked, graph.outputs, "outputs"))
+    made, given = [i for node in nodes for i in node.outputs], {*inputs}
+    for node in nodes:
+        given |= {*node.outputs} if given & {*node.inputs} else set()
     coded = [_coded(tensor, kind) for tensor, kind in zip(graph.tensors, kinds, strict=True)]
     used = {i for node in nodes for i in node.inputs} | {int(i) for i in graph.outputs}
     return File(
@@ -142,8 +147,9 @@ def _file(
             for tensor in graph.tensors
         ),
         codes=tuple(i for i in (*inputs, *made) if kinds[i] == "INT8"),
+        reals=tuple(i for i in made if kinds[i] == "FLOAT32" and i in given and i not in outputs),
         inputs=inputs,
-        outputs=tuple(_in_order(unpacked, graph.outputs, "outputs")),
+        outputs=outputs,
         fixed=fixed,
         params={
             i: names[i]
@@ -238,17 +244,6 @@ def _shape(tensor: Any, given: bool) -> tuple[int | None, ...]:
         return tuple(int(size) for size in tensor.shape)
     pairs = zip(tensor.shape, signature, strict=True)
     return tuple(None if wide < 0 else int(size) for size, wide in pairs)
-
-
-def _names(graph: Any) -> list[str]:
-    """A name for each tensor; those that have none or another's get their number."""
-    seen: set[str] = set()
-    names = []
-    for number, tensor in enumerate(graph.tensors):
-        name = flatbuffer.text(tensor.name)
-        names.append(f"{name}:{number}" if name in seen or not name else name)
-        seen.add(name)
-    return names
 
 
 def _grid(tensor: Any, name: str, kind: str) -> dict[str, jax.Array]:

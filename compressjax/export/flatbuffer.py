@@ -155,6 +155,24 @@ def text(name: bytes | str | None) -> str:
     return name.decode() if isinstance(name, bytes) else name or ""
 
 
+def tensor_names(graph: Any) -> list[str]:
+    """Gives every tensor of a graph a name: its own, or with its number if that is taken or empty.
+
+    Args:
+        graph: a `SubGraphT`.
+
+    Returns:
+        The names by tensor.
+    """
+    seen: set[str] = set()
+    names = []
+    for number, tensor in enumerate(graph.tensors):
+        name = text(tensor.name)
+        names.append(f"{name}:{number}" if name in seen or not name else name)
+        seen.add(names[-1])
+    return names
+
+
 def dtype(tensor: Any) -> np.dtype[Any]:
     """Gives the NumPy type that holds the values of a tensor, int8 for codes of 4 bits.
 

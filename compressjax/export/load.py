@@ -44,6 +44,12 @@ class Loaded:
         return tuple(self._file.names[i] for i in self._file.codes)
 
     @property
+    def computed(self) -> tuple[int, ...]:
+        """Numbers of the tensors that `intermediates` gives, in its order."""
+        order = [*self._file.inputs, *(i for node in self.nodes for i in node.outputs)]
+        return tuple(i for i in order if i in self._file.codes or i in self._file.reals)
+
+    @property
     def exact(self) -> bool:
         """Whether all is computed on codes, so that values are LiteRT's bit for bit."""
         return all(
@@ -73,11 +79,17 @@ class Loaded:
         return cut[0] if len(cut) == 1 else cut
 
     def intermediates(self, variables: Any, *inputs: jax.Array) -> dict[str, jax.Array]:
-        """Computes the codes of every int8 tensor, by the tensor's name; arguments as `apply`."""
+        """Computes what is inside, by the tensors' names; arguments as `apply`.
+
+        Returns:
+            The codes of every int8 tensor, and the values of the float ones that follow from the
+            inputs.
+        """
         values, rows = self._run(variables, inputs)
+        cut = {i: _cut(values[i], rows, self._file.batch) for i in self.computed}
         return {
-            self._file.names[i]: _cut(values[i], rows, self._file.batch).astype(jnp.int8)
-            for i in self._file.codes
+            self._file.names[i]: x.astype(jnp.int8) if i in self._file.codes else x
+            for i, x in cut.items()
         }
 
     def _real(self, tensor: int, value: jax.Array, variables: Any) -> jax.Array:
@@ -188,7 +200,7 @@ def _evaluate(
         else:
             outputs = _outputs(file, node, call)
         values.update(zip(node.outputs, outputs, strict=True))
-    return {i: jnp.asarray(values[i]) for i in {*file.codes, *file.outputs}}
+    return {i: jnp.asarray(values[i]) for i in {*file.codes, *file.reals, *file.outputs}}
 
 
 def _call(

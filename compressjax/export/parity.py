@@ -1,13 +1,17 @@
 """What a comparison of a file with its model found, as numbers, as a table and as a verdict.
 
-`verify.py` compares; this file only counts, so it needs neither LiteRT nor the model.
+`verify.py` and `agreement.py` run the two sides; this file only counts, so it needs neither a
+runtime nor the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +201,121 @@ class Parity:
             return None if isinstance(value, float) and not math.isfinite(value) else value
 
         return plain(dataclasses.asdict(self))
+
+
+class Tally:
+    """Counts differences over the slices of a batch.
+
+    Attributes:
+        tolerance: the part of a tensor's largest magnitude by which its real values may differ and
+            count as equal; codes are equal or not.
+    """
+
+    def __init__(self, *, tolerance: float = 0.0) -> None:
+        """Starts at nothing.
+
+        Args:
+            tolerance: see the attribute.
+
+        Raises:
+            ValueError: it is negative or no number.
+        """
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance={tolerance}: expected 0 or a positive number")
+        self.tolerance = tolerance
+        self._layers: dict[str, np.ndarray] = {}  # values, differing, largest difference
+        self._outputs: list[str] = []
+        self._rows = 0
+        self._agreeing = self._max_abs = self._magnitude = 0.0
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a tensor was compared."""
+        return name in self._layers
+
+    def add(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
+        """Compares a tensor of the file.
+
+        Args:
+            name: of the tensor.
+            found: what the file has, codes or real values.
+            expected: what the model has, of the same shape.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        check_shapes(name, found, expected)
+        different, largest = found != expected, 0
+        if found.dtype.kind in "iu":
+            steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
+            largest = int(steps.max(initial=0))
+        elif self.tolerance:
+            limit = self.tolerance * np.abs(expected).max(initial=0)
+            with np.errstate(invalid="ignore"):
+                different &= ~(np.abs(found - expected) <= limit)
+        row = self._layers.setdefault(name, np.zeros(3, np.int64))
+        row[:2] += (found.size, int(different.sum()))
+        row[2] = max(row[2], largest)
+
+    def add_outputs(
+        self, found: Sequence[np.ndarray], expected: Sequence[np.ndarray], rows: int
+    ) -> None:
+        """Compares the real outputs of a slice.
+
+        Args:
+            found: of the file, the first axis a multiple of `rows`.
+            expected: of the model, of the same shapes.
+            rows: of the batch.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        for position, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
+            name = f"output_{position}"
+            self._outputs += [] if name in self._outputs else [name]
+            self.add(name, theirs, ours)
+            gap = np.abs(np.subtract(theirs, ours, dtype=np.float64))
+            self._max_abs = max(self._max_abs, float(gap.max(initial=0)))
+            self._magnitude = max(self._magnitude, float(np.abs(ours).max(initial=0)))
+        self._rows += rows
+        if found[0].ndim < 2:
+            self._agreeing += rows
+            return
+        same = found[0].argmax(-1) == expected[0].argmax(-1)
+        self._agreeing += float(same.reshape(rows, -1).mean(-1).sum())
+
+    def result(self) -> Parity:
+        """Sums up: the tensors in the order they came, the outputs last."""
+        order = [name for name in self._layers if name not in self._outputs] + self._outputs
+        layers = tuple(Layer(name, *map(int, self._layers[name])) for name in order)
+        values = sum(layer.values for layer in layers)
+        return Parity(
+            max_lsb=max(layer.max_lsb for layer in layers),
+            mismatch_fraction=sum(layer.differing for layer in layers) / max(values, 1),
+            layers=layers,
+            first_divergence=next((layer.name for layer in layers if layer.differing), None),
+            top1_agreement=self._agreeing / self._rows,
+            max_abs=self._max_abs,
+            max_relative=self._max_abs / self._magnitude if self._magnitude else 0.0,
+            samples=self._rows,
+        )
+
+
+def check_shapes(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """Refuses two sides of different shapes.
+
+    Args:
+        name: of the tensor.
+        found: what the file has.
+        expected: what the model has.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"tensor {name!r} has the shape {list(found.shape)} in the file and "
+            f"{list(expected.shape)} in the model: verify with the batch axis first"
+        )
 
 
 def sqnr_db(signal: float, noise: float) -> float:

@@ -23,7 +23,8 @@ class Probe:
     """A file that returns chosen tensors.
 
     Attributes:
-        names: the tensors, in execution order.
+        names: the tensors, in execution order; one that has another's name has its number too.
+        shapes: of each, by name, in one slice.
         grids: scale and zero point of each; (0.0, 0) of float tensors.
     """
 
@@ -41,10 +42,15 @@ class Probe:
         unpacked = flatbuffer.read(model)
         graph = unpacked.subgraphs[0]
         graph.outputs, unpacked.signatureDefs = list(tensors), None
-        self.names = [flatbuffer.text(graph.tensors[i].name) for i in tensors]
+        names = flatbuffer.tensor_names(graph)
+        self.names = [names[i] for i in tensors]
         self._session = Session(flatbuffer.write(unpacked), reference=reference)
         details = [dict(entry) for entry in self._session.outputs]
         self.grids = [entry["quantization"] for entry in details]
+        self.shapes = {
+            name: tuple(int(size) for size in entry["shape"])
+            for name, entry in zip(self.names, details, strict=True)
+        }
 
     @property
     def batch(self) -> int:

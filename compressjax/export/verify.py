@@ -18,7 +18,7 @@ from compressjax import quant
 from compressjax.export import flatbuffer, probe
 from compressjax.export.flatbuffer import File
 from compressjax.export.load import Loaded
-from compressjax.export.parity import Distance, Layer, Parity, sqnr_db
+from compressjax.export.parity import Distance, Parity, Tally, check_shapes, sqnr_db
 from compressjax.export.probe import Probe
 from compressjax.export.runtime import Session, dequantize
 from compressjax.quant import calibration
@@ -34,6 +34,7 @@ def verify(
     *,
     reference: int = 0,
     real: tuple[Callable[..., Any], Any] | File | None = None,
+    tolerance: float = 0.0,
     slice_size: int = 64,
 ) -> Parity:
     """Compares a file with the model that it was exported from.
@@ -55,6 +56,8 @@ def verify(
         real: the float model, for the error that quantization makes: `(fn, variables)` with the
             function that was quantized (every tensor of the plan is compared), or a float .tflite
             of the same network (layers are found by their kernels).
+        tolerance: the part of a tensor's largest magnitude by which real values may differ and
+            count as equal; sums of floats depend on their order. Codes are equal or not.
         slice_size: rows computed at once, which bounds the memory.
 
     Returns:
@@ -79,14 +82,14 @@ def verify(
         raise ValueError(f"reference={reference}: expected a number of rows, or 0 for none")
     model = flatbuffer.content(model)
     inputs = tuple(np.asarray(value) for value in (batch if isinstance(batch, tuple) else (batch,)))
-    quantized = bool(probe.integer_tensors(model)) if fn_or_q is None else _has_codes(fn_or_q)
-    fast = _Comparison(model, quantized=quantized)
-    slow = _Comparison(model, quantized=quantized, reference=True) if reference else None
+    tensors = _compared(model, fn_or_q)
+    fast = _Comparison(model, tensors, tolerance=tolerance)
+    slow = _Comparison(model, tensors, tolerance=tolerance, reference=True) if reference else None
     floats = None if real is None else _Floats(model, real, fast)
     if fn_or_q is None:
         compute = _on_reference_kernels(model)
     else:
-        compute = _on_model(fn_or_q, variables, quantized=quantized)
+        compute = _on_model(fn_or_q, variables, inside=bool(tensors))
     for rows, start, count in _slices(inputs, slice_size):
         codes, expected = compute(rows)
         fast.add(codes, expected, rows, count)
@@ -94,27 +97,27 @@ def verify(
             floats.add(rows, count)
         if slow is not None and start < reference:
             slow.add(codes, expected, rows, min(count, reference - start))
-    found = fast.result()
+    found = fast.tally.result()
     if slow is not None:
-        found = dataclasses.replace(found, reference=slow.result())
+        found = dataclasses.replace(found, reference=slow.tally.result())
     return found if floats is None else floats.result(found)
 
 
 _Compute = Callable[[Rows], tuple[Mapping[str, np.ndarray], list[np.ndarray]]]
 
 
-def _on_model(fn_or_q: Any, variables: Any, *, quantized: bool) -> _Compute:
-    """The codes of every step of a model, and its outputs."""
+def _on_model(fn_or_q: Any, variables: Any, *, inside: bool) -> _Compute:
+    """What a model has inside, by name, and its outputs."""
 
     @jax.jit
     def compute(variables: Any, rows: Sequence[jax.Array]) -> tuple[dict[str, jax.Array], Any]:
-        if quantized:
+        if inside:
             return fn_or_q.intermediates(variables, *rows), fn_or_q.apply(variables, *rows)
         return {}, getattr(fn_or_q, "apply", fn_or_q)(variables, *rows)
 
     def run(rows: Rows) -> tuple[Mapping[str, np.ndarray], list[np.ndarray]]:
         codes, outputs = compute(variables, rows)
-        return codes, [np.asarray(x) for x in jax.tree.leaves(outputs)]
+        return jax.device_get(codes), [np.asarray(x) for x in jax.tree.leaves(outputs)]
 
     return run
 
@@ -131,13 +134,18 @@ def _on_reference_kernels(model: bytes) -> _Compute:
     return run
 
 
-def _has_codes(fn_or_q: Any) -> bool:
-    """Whether a model has codes: one that quantizes kernels alone computes in floats."""
+def _compared(model: bytes, fn_or_q: Any) -> list[int]:
+    """Which tensors inside of a file are compared: those with codes, where the model has codes too.
+
+    A model that quantizes kernels alone computes in floats, and has no names for them. A file that
+    was rebuilt has, so all that it computes is compared.
+    """
+    if isinstance(fn_or_q, Loaded):
+        return list(fn_or_q.computed)
     spec = getattr(fn_or_q, "spec", None)
     placed = spec is None or isinstance(spec.activations, tuple)
-    if isinstance(fn_or_q, Loaded):
-        return bool(fn_or_q.codes)
-    return placed and hasattr(fn_or_q, "intermediates")
+    inside = fn_or_q is None or (placed and hasattr(fn_or_q, "intermediates"))
+    return probe.integer_tensors(model) if inside else []
 
 
 def _slices(inputs: Rows, size: int) -> Iterator[tuple[tuple[np.ndarray, ...], int, int]]:
@@ -151,37 +159,41 @@ def _slices(inputs: Rows, size: int) -> Iterator[tuple[tuple[np.ndarray, ...], i
 
 
 class _Comparison:
-    """Counts differences over the slices of a batch, on one set of kernels.
+    """Compares one set of kernels with the model, slice by slice.
 
     Attributes:
-        codes: what the probe returned for the last slice, by name.
-        reals: the file's outputs for the last slice.
-        ran: rows that the file computed of it.
+        tally: what was counted.
+        codes: what the probe returned for the last slice, by name, rows first.
+        reals: the file's outputs for the rows of the last slice that count.
     """
 
-    def __init__(self, model: bytes, *, quantized: bool, reference: bool = False) -> None:
+    def __init__(
+        self, model: bytes, tensors: Sequence[int], *, tolerance: float, reference: bool = False
+    ) -> None:
         self.session = Session(model, reference=reference)
-        self.probe: Probe | None = None
-        self.layers: dict[str, np.ndarray] = {}  # name -> values, differing, largest difference
+        self.probe = Probe(model, tensors, reference=reference) if tensors else None
+        self.tally = Tally(tolerance=tolerance)
         self.codes: dict[str, np.ndarray] = {}
         self.reals: list[np.ndarray] = []
-        self.rows = self.ran = 0
-        self.agreeing = self.max_abs = self.magnitude = 0.0
-        if quantized:
-            self.probe = Probe(model, probe.integer_tensors(model), reference=reference)
 
     def add(
         self, codes: Mapping[str, Any], outputs: Sequence[np.ndarray], rows: Rows, count: int
     ) -> None:
         """Compares the first `count` rows of a slice; the file computes no more than it must."""
-        size = self.session.inputs[0]["shape"][:1]
+        size, total = self.session.inputs[0]["shape"][:1], len(rows[0])
         whole = -(-count // int(size[0])) * int(size[0]) if len(size) else count
-        rows, total = [value[:whole] for value in rows], len(rows[0])
-        self.ran = len(rows[0])
+        rows = [value[:whole] for value in rows]
         if self.probe is not None:
             self._add_codes(self.probe, codes, rows, total, count)
-        self._add_outputs(outputs, rows, total, count)
-        self.rows += count
+        found, ran = _outputs(self.session, rows), len(rows[0])
+        shapes = [(x.shape[0] * ran // total, *x.shape[1:]) if x.ndim else () for x in outputs]
+        if [x.shape for x in found] != shapes:
+            raise ValueError(
+                f"the file puts out {[x.shape for x in found]} for {ran} rows, the model {shapes}"
+            )
+        self.reals = [_first("output", x, ran, count) for x in found]
+        ours = [_first("output", x, total, count) for x in outputs]
+        self.tally.add_outputs(self.reals, ours, count)
 
     def _add_codes(
         self, probing: Probe, expected: Mapping[str, Any], rows: Rows, total: int, count: int
@@ -197,53 +209,8 @@ class _Comparison:
         }
         for name, codes in self.codes.items():
             if name in expected:
-                self._count(name, codes, _rows(name, np.asarray(expected[name]), total, count))
-
-    def _add_outputs(
-        self, expected: Sequence[np.ndarray], rows: Rows, total: int, count: int
-    ) -> None:
-        found = _outputs(self.session, rows)
-        shapes = [(x.shape[0] * len(rows[0]) // total, *x.shape[1:]) for x in expected]
-        if [x.shape for x in found] != shapes:
-            raise ValueError(
-                f"the file puts out {[x.shape for x in found]} for {len(rows[0])} rows, "
-                f"the model {shapes}"
-            )
-        self.agreeing += _agreeing(expected[0], found[0], count)
-        self.reals = found
-        for position, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-            theirs = _rows("output", theirs, len(rows[0]), count)
-            ours = _rows("output", ours, total, count)
-            self._count(f"output_{position}", theirs, ours)
-            self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
-            self.magnitude = max(self.magnitude, float(np.abs(ours).max(initial=0)))
-
-    def _count(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
-        _same_size(name, found, expected)
-        differing, largest = int((found != expected).sum()), 0
-        if found.dtype.kind in "iu":
-            steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
-            largest = int(steps.max(initial=0))
-        row = self.layers.setdefault(name, np.zeros(3, np.int64))
-        row[:2] += (found.size, differing)
-        row[2] = max(row[2], largest)
-
-    def result(self) -> Parity:
-        """Sums up."""
-        last = [name for name in self.layers if name.startswith("output_")]
-        order = [name for name in self.layers if name not in last] + last
-        layers = tuple(Layer(name, *map(int, self.layers[name])) for name in order)
-        total = sum(layer.values for layer in layers)
-        return Parity(
-            max_lsb=max(layer.max_lsb for layer in layers),
-            mismatch_fraction=sum(layer.differing for layer in layers) / max(total, 1),
-            layers=layers,
-            first_divergence=next((x.name for x in layers if x.differing), None),
-            top1_agreement=self.agreeing / self.rows,
-            max_abs=self.max_abs,
-            max_relative=self.max_abs / self.magnitude if self.magnitude else 0.0,
-            samples=self.rows,
-        )
+                ours = _batch_first(np.asarray(expected[name]), probing.shapes[name])
+                self.tally.add(name, codes, _rows(name, ours, total, count))
 
 
 class _Floats:
@@ -252,8 +219,8 @@ class _Floats:
     def __init__(
         self, model: bytes, real: tuple[Callable[..., Any], Any] | File, fast: _Comparison
     ) -> None:
-        self.fast, self.sums = fast, dict[str, np.ndarray]()  # name -> signal, noise
-        self.agreeing = self.max_abs = 0.0
+        self.fast, self.ends = fast, Tally()
+        self.sums: dict[str, np.ndarray] = {}  # name -> signal, noise
         if isinstance(real, tuple):
             self.compute = _real_function(*real, steps=fast.probe is not None)
         else:
@@ -265,20 +232,18 @@ class _Floats:
         probing = self.fast.probe
         if probing is not None:
             for name, (scale, point) in zip(probing.names, probing.grids, strict=True):
-                if name in inner and name in self.fast.layers:
-                    steps = self.fast.codes[name].astype(np.float32) - np.float32(point)
-                    real = _rows(name, np.asarray(inner[name]), total, count)
-                    self._sum(name, real, np.float32(scale) * steps)
-        found = self.fast.reals
-        self.agreeing += _agreeing(outputs[0], found[0], count)
-        for position, (ours, theirs) in enumerate(zip(outputs, found, strict=True)):
-            theirs = _rows("output", theirs, self.fast.ran, count)
-            ours = _rows("output", ours, total, count)
-            self._sum(f"output_{position}", ours, theirs)
-            self.max_abs = max(self.max_abs, float(np.abs(ours - theirs).max(initial=0)))
+                if name in inner and name in self.fast.tally:
+                    file = self.fast.codes[name].astype(np.float32)
+                    file = np.float32(scale) * (file - np.float32(point)) if scale else file
+                    ours = _batch_first(np.asarray(inner[name]), probing.shapes[name])
+                    self._sum(name, _rows(name, ours, total, count), file)
+        reals = [_first("output", x, total, count) for x in outputs]
+        self.ends.add_outputs(self.fast.reals, reals, count)
+        for position, (real, file) in enumerate(zip(reals, self.fast.reals, strict=True)):
+            self._sum(f"output_{position}", real, file)
 
     def _sum(self, name: str, real: np.ndarray, file: np.ndarray) -> None:
-        _same_size(name, file, real)
+        check_shapes(name, file, real)
         wide = real.astype(np.float64)
         row = self.sums.setdefault(name, np.zeros(2))
         row += (np.square(wide).sum(), np.square(wide - file).sum())
@@ -289,9 +254,9 @@ class _Floats:
         layers = [
             dataclasses.replace(layer, sqnr_db=ratios.get(layer.name)) for layer in found.layers
         ]
-        ends = [row for name, row in self.sums.items() if name.startswith("output_")]
-        total = sqnr_db(*map(float, np.sum(ends, axis=0)))
-        real = Distance(self.agreeing / found.samples, self.max_abs, total)
+        outputs = self.ends.result()
+        total = sqnr_db(*map(float, np.sum([self.sums[x.name] for x in outputs.layers], axis=0)))
+        real = Distance(outputs.top1_agreement, outputs.max_abs, total)
         return dataclasses.replace(found, layers=tuple(layers), real=real)
 
 
@@ -335,27 +300,40 @@ def _outputs(session: Session, rows: Rows) -> list[np.ndarray]:
     ]
 
 
+def _first(name: str, values: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """The part of an array for the first `count` of `rows` rows, its axes as they are."""
+    values = np.atleast_1d(values)
+    if len(values) % rows:
+        raise _misplaced(name, values, rows)
+    return values[: len(values) // rows * count]
+
+
 def _rows(name: str, values: np.ndarray, rows: int, count: int) -> np.ndarray:
     """The first `count` of `rows` rows, each flat: the batch may be merged into another axis."""
     if values.size % rows:
-        raise ValueError(
-            f"tensor {name!r} has shape {list(values.shape)} for {rows} rows: verify with the "
-            "batch axis first"
-        )
+        raise _misplaced(name, values, rows)
     return values.reshape(rows, -1)[:count]
 
 
-def _same_size(name: str, found: np.ndarray, expected: np.ndarray) -> None:
-    if found.shape != expected.shape:
-        raise ValueError(
-            f"tensor {name!r} has {found.shape[-1]} values a row in the file and "
-            f"{expected.shape[-1]} in the model: verify with the batch axis first"
-        )
+def _misplaced(name: str, values: np.ndarray, rows: int) -> ValueError:
+    return ValueError(
+        f"tensor {name!r} has shape {list(values.shape)} for {rows} rows: verify with the batch "
+        "axis first"
+    )
 
 
-def _agreeing(one: np.ndarray, other: np.ndarray, count: int) -> float:
-    """Rows whose largest value is at the same place, positions within a row averaged."""
-    if other.ndim < 2:
-        return float(count)
-    same = one[:count].argmax(-1) == other[:count].argmax(-1)
-    return float(same.reshape(count, -1).mean(-1).sum())
+def _batch_first(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Lays a tensor out as the slices of the file lie behind each other.
+
+    Args:
+        values: of all rows, the batch on any axis, or merged into the first.
+        shape: of the same tensor in one slice of the file.
+    """
+    if values.ndim != len(shape) or values.shape[1:] == tuple(shape[1:]):
+        return values
+    grown = [axis for axis in range(values.ndim) if values.shape[axis] != shape[axis]]
+    if len(grown) != 1 or values.shape[grown[0]] % shape[grown[0]]:
+        return values
+    (axis,) = grown
+    split = (*values.shape[:axis], -1, *shape[axis:])
+    return np.moveaxis(values.reshape(split), axis, 0).reshape(-1, *shape[1:])

@@ -179,13 +179,19 @@ def test_sizes_that_are_computed():
     _close(data, np.random.default_rng(1).normal(size=(3, 4, 4, 2)).astype(np.float32))
 
 
-def test_verify_compares_the_outputs_of_a_float_file():
-    data, x = _ours("float32"), _net()[1]
+@pytest.mark.parametrize("form", ["float32", "dynamic"])
+def test_verify_compares_every_layer_of_a_float_file(form):
+    data, x = _ours(form), _net()[1]
     network = load(data)
-    parity = verify(data, network, network.variables, x)
-    assert [layer.name for layer in parity.layers] == ["output_0"]
-    assert parity.max_relative < _ROUNDED
+    parity = verify(data, network, network.variables, x, tolerance=_ROUNDED)
+    assert parity.differing == 0
+    assert len(parity.layers) > 4
+    assert parity.layers[-1].name == "output_0"
     assert parity.top1_agreement == 1
+    kernel = next(k for k, w in network.variables["params"].items() if w.shape == (5, 6))
+    params = network.variables["params"] | {kernel: 1 + network.variables["params"][kernel]}
+    parity = verify(data, network, {**network.variables, "params": params}, x, tolerance=_ROUNDED)
+    assert parity.first_divergence in (parity.layers[-2].name, "output_0"), "the last layer alone"
 
 
 def test_refusals():

@@ -246,3 +246,30 @@ def test_json_has_no_infinities():
     assert value["layers"][0]["sqnr_db"] is None
     assert value["layers"][0]["values"] == 10
     assert value["reference"] is None
+
+
+def test_a_batch_that_is_not_the_first_axis_inside():
+    """The file computes its slices one by one, the model all of them beside each other."""
+
+    def network(variables, x):  # [N, 5, 3]
+        inner = jnp.tanh(x.transpose(1, 0, 2) @ variables["kernel"])  # [5, N, 4]
+        return inner.transpose(1, 0, 2).mean(1)
+
+    x = np.asarray(jax.random.normal(jax.random.key(0), (6, 5, 3)))
+    q = cj.quantize(network)
+    qv = q.calibrate({"kernel": jax.random.normal(jax.random.key(1), (3, 4))}, [x])
+    for rows in (1, 2):
+        parity = verify(tflite(q, qv, x[:rows], via="litert"), q, qv, x)
+        assert parity.differing == 0
+        assert len(parity.layers) > 4
+
+
+def test_a_tolerance_is_for_real_values_alone():
+    tally = cj.export.parity.Tally(tolerance=1e-3)
+    tally.add("codes", np.array([[1, 2]], np.int8), np.array([[1, 3]], np.int8))
+    tally.add("reals", np.array([[1.0, 100.05]]), np.array([[1.05, 100.0]]))
+    tally.add("bad", np.array([[1.0, np.nan]]), np.array([[1.2, 100.0]]))
+    tally.add_outputs([np.array([[1.0, 2.0]])], [np.array([[1.0, 2.001]])], 1)
+    assert [layer.differing for layer in tally.result().layers] == [1, 0, 2, 0]
+    with pytest.raises(ValueError, match="tolerance=-1"):
+        cj.export.parity.Tally(tolerance=-1)
