@@ -109,6 +109,8 @@ def encode_inputs(
         activations, real = found.activations[plan.ranges[name]], jnp.asarray(x, jnp.float32)
         if activations.litert:
             codes[name] = lattice.quantize(real, grids[name])
+        elif activations.wide:
+            codes[name] = lattice.quantize(real, grids[name], lattice.wide.CODES)
         else:
             codes[name] = simulate.encode(real, grids[name], activations.codes)
     return codes
@@ -142,7 +144,8 @@ def run_step(
     from_grids, out = [grids[name] for name in step.inputs], grids[step.name]
     if step.name in found.exact:
         assert not isinstance(constant, steps.Operand)
-        return steps.lattice_step(step, inputs, from_grids, constant, out)
+        wide = found.activations[plan.ranges[step.name]].wide
+        return steps.lattice_step(step, inputs, from_grids, constant, out, wide=wide)
     assert not isinstance(constant, steps.Coded)
     real = [part for part in constant or () if part is not None]
     limits = found.activations[plan.ranges[step.name]].codes
@@ -252,17 +255,24 @@ def coded(
         if step.constant is None:
             continue
         operand, grid = operands[step.name], found.weights.get(step.name)
-        exact = step.name in found.exact
+        exact, out = step.name in found.exact, grids[step.name]
+        wide = found.activations[plan.ranges[step.name]].wide
         if step.kind not in steps.CONTRACTIONS:
-            out = grids[step.name]
-            made[step.name] = steps.code_constant(step, operand, out) if exact else operand
+            coded = steps.code_constant(step, operand, out, wide=wide) if exact else operand
+            made[step.name] = coded
         elif grid is None:
             made[step.name] = operand
         else:
             params = grid_params(step.name, grid, operand.value, qv)
             if exact:
-                x_grid = grids[step.inputs[0]]
-                made[step.name] = steps.code_kernel(operand, x_grid, grid, params, spec.operands)
+                made[step.name] = steps.code_kernel(
+                    operand,
+                    grids[step.inputs[0]],
+                    grid,
+                    params,
+                    spec.operands,
+                    out if wide else None,
+                )
             else:
                 made[step.name] = operand._replace(value=grid.project(operand.value, params))
     return made

@@ -8,22 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from compressjax.quant import forward, ranges, simulate, steps
+from compressjax.quant import forward, ranges, steps
 from compressjax.quant.forward import Variables
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 from compressjax.quant.lattice import Affine
 from compressjax.quant.plan import Plan, Step
-from compressjax.quant.ranges import grid_of
-from compressjax.quant.spec import Activations, Layout, Spec, layout
-
-# Sums beside 16-bit activations have 47 bits before LiteRT's multiplier; a bias takes part of them.
-_LARGEST_WIDE_BIAS = 2.0**40
-# LiteRT takes a multiplier (input scale times weight scale over output scale) under 2^-31 for zero,
-# and a channel of almost no weights would lose its bias.
-_LEAST_MULTIPLIER = 2.0**-30
+from compressjax.quant.spec import Layout, Spec, layout
 
 
 def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
@@ -48,8 +40,6 @@ def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
 
     def numbers(qv: Variables) -> tuple[dict[str, Affine], Mapping[str, Any]]:
         grids = forward.tensor_grids(plan, found, qv)
-        if wide:
-            return grids, _wide_constants(plan, found, qv, grids)
         return grids, forward.coded(plan, spec, found, qv, grids)
 
     grids, constants = jax.device_get(jax.jit(numbers)(qv))
@@ -72,31 +62,6 @@ def freeze(plan: Plan, spec: Spec, qv: Variables) -> Frozen:
         for name, value in plan.inputs.items()
     )
     return Frozen(inputs, tuple(frozen), plan.outputs, wide)
-
-
-def _wide_constants(
-    plan: Plan, found: Layout, qv: Variables, grids: Mapping[str, Affine]
-) -> dict[str, steps.Coded]:
-    """The codes that stand for the constants beside 16-bit activations, which `forward` simulates.
-
-    Kernels keep their grids; the constants of elementwise steps are symmetric in 16 bits.
-    """
-    made = {}
-    for name, operand in steps.operands(plan, qv).items():
-        grid = found.weights.get(name)
-        if grid is not None:
-            params = forward.grid_params(name, grid, operand.value, qv)
-            step = next(step for step in plan.steps if step.name == name)
-            x_grid, out_grid = grids[step.inputs[0]], grids[name]
-            least = _LEAST_MULTIPLIER * out_grid.scale / x_grid.scale
-            made[name] = steps.code_kernel(
-                operand, x_grid, grid, params, jnp.float32, _LARGEST_WIDE_BIAS, least
-            )
-        else:
-            limits = Activations(16, symmetric=True).codes
-            own = grid_of(operand.value.min(), operand.value.max(), limits, symmetric=True)
-            made[name] = steps.Coded(simulate.encode(operand.value, own, limits), own, None)
-    return made
 
 
 def _check_exact(plan: Plan, found: Layout, *, wide: bool) -> None:

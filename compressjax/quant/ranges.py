@@ -22,6 +22,9 @@ Range = tuple[jax.Array, jax.Array]
 # Under the name of a kernel in the collection `quant`: the params of its grid, if that learns.
 GRID = "grid"
 
+# Symmetric codes of int16.
+WIDE_CODES = (-32767, 32767)
+
 # XNNPACK's limits, with a margin for rounding: a contraction multiplies its sum by less than 2^8,
 # and an addition takes inputs whose scale over the output's is in [2^-10, 2^8).
 _LARGEST_MULTIPLIER = 2.0**7

@@ -16,7 +16,7 @@ from compressjax.quant import grids
 from compressjax.quant.grids import Grid, integer
 from compressjax.quant.learning import Learning
 from compressjax.quant.plan import Plan
-from compressjax.quant.steps import CONTRACTIONS
+from compressjax.quant.steps import CONTRACTIONS, KINDS
 
 Rules = tuple[tuple[str, Any], ...]
 
@@ -88,7 +88,8 @@ class Layout(NamedTuple):
     Attributes:
       weights: the grid of each contraction's kernel, by step name; `None` leaves it as it is.
       activations: the format of each range, by the name of the range.
-      exact: the names of the steps that LiteRT's int8 kernels run; the others are simulated.
+      exact: the names of the steps whose LiteRT kernels are known exactly, with int8 tensors or
+        with int16 ones; the others are simulated.
     """
 
     weights: Mapping[str, Grid | None]
@@ -273,11 +274,13 @@ def layout(spec: Spec, plan: Plan) -> Layout:
     weights = tree.assign(spec.weights, kernels, what="weights") if kernels else {}
     names = list(dict.fromkeys(plan.ranges.values()))
     activations = tree.assign(spec.activations, names, what="activations", default=Activations())
-    litert = {name: activations[key].litert for name, key in plan.ranges.items()}
 
     def exact(step: Any) -> bool:
         grid = weights.get(step.name)
         storable = step.name not in weights or (grid is not None and grid.codes is not None)
-        return storable and all(litert[name] for name in (*step.inputs, step.name))
+        ends = [activations[plan.ranges[name]] for name in (*step.inputs, step.name)]
+        narrow = all(each.litert for each in ends)
+        wide = KINDS[step.kind].wide is not None and all(each.wide for each in ends)
+        return storable and (narrow or wide)
 
     return Layout(weights, activations, frozenset(step.name for step in plan.steps if exact(step)))

@@ -7,9 +7,11 @@ values, eagerly, jitted and batched. Gradients are straight-through (Jacob et al
 1712.05877): rounding is the identity, and a value passes its gradient where it was not clamped.
 
 This package knows arrays only. Which operators of a network get which grid is placement's
-business, and running a graph on the lattice is `quantize`'s.
+business, and running a graph on the lattice is `quantize`'s. `wide` has the same for int16
+activations, all of it in builtin kernels.
 """
 
+from compressjax.quant.lattice import total, wide
 from compressjax.quant.lattice.builtin import (
     absolute,
     comparable,
@@ -38,13 +40,21 @@ from compressjax.quant.lattice.grid import (
 )
 from compressjax.quant.lattice.matmul import matmul_rescale, matmul_sum
 from compressjax.quant.lattice.pointwise import add, maximum, minimum, mul, requantize, sub
-from compressjax.quant.lattice.products import conv_sum, dot_sum, rescale
+from compressjax.quant.lattice.products import (
+    Bilinear,
+    conv_sum,
+    convolution,
+    dot,
+    dot_sum,
+    rescale,
+)
 from compressjax.quant.lattice.reductions import avg_pool, max_pool, mean, sum  # noqa: A004
 from compressjax.quant.lattice.resize import resize_bilinear
 from compressjax.quant.lattice.tables import elu, exp, gelu, leaky_relu, log, rsqrt, sqrt
 
 __all__ = [
     "Affine",
+    "Bilinear",
     "LOGISTIC_GRID",
     "SOFTMAX_GRID",
     "TANH_GRID",
@@ -55,8 +65,10 @@ __all__ = [
     "bounds",
     "comparable",
     "conv_sum",
+    "convolution",
     "dequantize",
     "div",
+    "dot",
     "dot_sum",
     "elu",
     "exp",
@@ -87,4 +99,6 @@ __all__ = [
     "sub",
     "sum",
     "tanh",
+    "total",
+    "wide",
 ]

@@ -27,15 +27,62 @@ class Multiplier(NamedTuple):
     exponent: jax.Array
 
 
-def multiplier_of(numerator: jax.Array, denominator: jax.Array) -> Multiplier:
-    """Makes the multiplier numerator / denominator as LiteRT's QuantizeMultiplier does.
+class Quotient(NamedTuple):
+    """A positive float64 as (high * 2**22 + low) * 2**(exponent - 53).
 
-    The quotient of the two float32 numbers is rounded to float64 (half to even), and its fraction
-    to 31 bits with halves up.
+    Attributes:
+        high: the upper 31 bits of its mantissa, uint32 in [2**30, 2**31).
+        low: the lower 22 bits, uint32.
+        exponent: int32.
+    """
+
+    high: jax.Array
+    low: jax.Array
+    exponent: jax.Array
+
+
+def quotient(first: jax.Array, second: jax.Array, denominator: jax.Array) -> Quotient:
+    """Computes first * second / denominator in float64: the product is exact, the rest rounds once.
 
     Args:
-        numerator: positive float32, [].
-        denominator: positive float32, [].
+        first: positive float32, of any shape.
+        second: positive float32, broadcasts.
+        denominator: positive float32, broadcasts.
+
+    Returns:
+        The number, rounded half to even; no gradient passes.
+
+    Example:
+        >>> one, three = jnp.float32(1.0), jnp.float32(3.0)
+        >>> high, low, exponent = quotient(one, one, three)
+        >>> (int(high) * 2**22 + int(low)) * 2.0 ** (int(exponent) - 53) == 1 / 3
+        True
+    """
+    (one, one_exponent), (two, two_exponent) = _mantissa(first), _mantissa(second)
+    below, below_exponent = _mantissa(denominator)
+    above, more, short = _product_of_mantissas(one, two)
+    larger = above >= below
+    exponent = one_exponent + two_exponent - below_exponent + larger - short
+    divisor = jnp.where(larger, below << 1, below)
+    # A remainder is below 2**25, so that 7 more digits fit.
+    high, rest, more = _divide(above, more, divisor, (7, 7, 7, 7, 3))
+    low, rest, _ = _divide(rest, more, divisor, (7, 7, 7, 1))
+    low = low + ((2 * rest > divisor) | ((2 * rest == divisor) & (low & 1 == 1)))
+    high, exponent = _normal(high + (low >> 22), exponent)
+    return Quotient(high, low & (2**22 - 1), exponent)
+
+
+def multiplier_of(
+    numerator: jax.Array, denominator: jax.Array, times: jax.typing.ArrayLike = 1.0
+) -> Multiplier:
+    """Makes the multiplier numerator * times / denominator as LiteRT's QuantizeMultiplier does.
+
+    The fraction of the float64 (`quotient`) is rounded to 31 bits with halves up.
+
+    Args:
+        numerator: positive float32, of any shape.
+        denominator: positive float32, broadcasts.
+        times: positive float32, broadcasts.
 
     Returns:
         The multiplier; no gradient passes.
@@ -45,22 +92,9 @@ def multiplier_of(numerator: jax.Array, denominator: jax.Array) -> Multiplier:
         >>> int(found.mantissa), int(found.exponent), round(2**31 / 3 * 2)
         (1431655765, -1, 1431655765)
     """
-    above, above_exponent = _mantissa(numerator)
-    below, below_exponent = _mantissa(denominator)
-    exponent = above_exponent - below_exponent + (above >= below)
-    divisor = jnp.where(above >= below, below << 1, below)
-    rest, digits = above, jnp.uint32(0)
-    for bits in (7, 7, 7, 7, 3):  # a remainder below 2**25, so that 7 more digits fit
-        digits, rest = _divide(digits, rest, divisor, bits)
-    tail = jnp.uint32(0)
-    for bits in (7, 7, 7, 1):  # the 22 binary digits by which float64 is longer
-        tail, rest = _divide(tail, rest, divisor, bits)
-    half = 1 << 21
-    up = (tail >= half) | ((tail == half - 1) & (2 * rest >= divisor))
-    mantissa = digits + up.astype(jnp.uint32)
-    full = mantissa == jnp.uint32(2**31)
-    mantissa = jnp.where(full, jnp.uint32(2**30), mantissa)
-    return Multiplier(mantissa.astype(jnp.int32), exponent + full)
+    found = quotient(numerator, jnp.asarray(times, jnp.float32), denominator)
+    mantissa, exponent = _normal(found.high + (found.low >> 21), found.exponent)
+    return Multiplier(mantissa.astype(jnp.int32), exponent)
 
 
 def multiply(value: jax.Array, times: Multiplier) -> jax.Array:
@@ -105,18 +139,38 @@ def divide_by_power(value: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def _mantissa(value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits a positive float32: value = mantissa * 2**exponent * a fixed power, 24-bit uint32."""
+    """Splits a positive float32: mantissa * 2**(exponent - 24), the mantissa uint32 of 24 bits."""
     bits = lax.bitcast_convert_type(lax.stop_gradient(value), jnp.int32)
-    return ((bits & 0x7FFFFF) | 0x800000).astype(jnp.uint32), bits >> 23
+    return ((bits & 0x7FFFFF) | 0x800000).astype(jnp.uint32), (bits >> 23) - 126
+
+
+def _product_of_mantissas(one: jax.Array, two: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Multiplies two of `_mantissa`: the upper 24 bits, the rest at the left, if it had 47 bits."""
+    (one_high, one_low), (two_high, two_low) = ((x >> 12, x & 0xFFF) for x in (one, two))
+    middle = one_high * two_low + one_low * two_high
+    low = one_low * two_low + ((middle & 0xFFF) << 12)
+    high, low = one_high * two_high + (middle >> 12) + (low >> 24), low << 8
+    short = high < 1 << 23
+    high, low = jnp.where(short, (high << 1) | (low >> 31), high), jnp.where(short, low << 1, low)
+    return high, low, short
 
 
 def _divide(
-    digits: jax.Array, rest: jax.Array, divisor: jax.Array, bits: int
-) -> tuple[jax.Array, jax.Array]:
-    """Appends the next binary digits of a quotient, and returns what remains."""
-    rest = rest << bits
-    quotient = rest // divisor
-    return (digits << bits) | quotient, rest - quotient * divisor
+    rest: jax.Array, more: jax.Array, divisor: jax.Array, digits: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives the next binary digits of a quotient, what remains, and the digits not yet used."""
+    found = jnp.zeros_like(rest)
+    for bits in digits:
+        rest = (rest << bits) | (more >> (32 - bits))
+        part = rest // divisor
+        found, rest, more = (found << bits) | part, rest - part * divisor, more << bits
+    return found, rest, more
+
+
+def _normal(mantissa: jax.Array, exponent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Brings a mantissa that was rounded up to 2**31 back into [2**30, 2**31)."""
+    full = mantissa == jnp.uint32(2**31)
+    return jnp.where(full, jnp.uint32(2**30), mantissa), exponent + full
 
 
 def high_product(value: jax.Array, mantissa: jax.Array) -> jax.Array:

@@ -81,18 +81,22 @@ def _straight_through_jvp(
     return straight_through(*primals), tangents[1]
 
 
-def quantize(x: jax.Array, q: Affine) -> jax.Array:
+def quantize(
+    x: jax.Array, q: Affine, codes: tuple[float, float] = (CODE_MIN, CODE_MAX)
+) -> jax.Array:
     """Maps real values to codes as LiteRT's QUANTIZE does.
 
     XNNPACK multiplies by the float32 reciprocal of the scale, rounds half to even, adds the
-    zero point and saturates. The gradient passes where the rounded code is in range.
+    zero point and saturates; so does the builtin kernel for int16. The gradient passes where the
+    rounded code is in range.
 
     Args:
         x: float32 array of any shape.
         q: the grid, per tensor.
+        codes: the least and the greatest code.
 
     Returns:
-        Codes in [-128, 127], float32, in the shape of `x`.
+        Codes, float32, in the shape of `x`.
 
     Example:
         >>> grid = Affine(jnp.float32(0.5), jnp.float32(1.0))
@@ -100,7 +104,7 @@ def quantize(x: jax.Array, q: Affine) -> jax.Array:
         [1.0, 3.0, 127.0]
     """
     code = opaque(x, x) * (1.0 / opaque(f32(q.scale), f32(q.zero_point)))
-    return saturate(ste_round(code) + f32(q.zero_point), CODE_MIN, CODE_MAX)
+    return saturate(ste_round(code) + f32(q.zero_point), *codes)
 
 
 def dequantize(codes: jax.Array, q: Affine) -> jax.Array:
@@ -171,7 +175,12 @@ def bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, 
     )
 
 
-def builtin_bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax.Array, jax.Array]:
+def builtin_bounds(
+    out: Affine,
+    lo: float | None,
+    hi: float | None,
+    codes: tuple[float, float] = (CODE_MIN, CODE_MAX),
+) -> tuple[jax.Array, jax.Array]:
     """Computes the clamp of a fused activation as LiteRT's builtin kernels do.
 
     Unlike `bounds`, real / scale is rounded half away from zero before the zero point is added.
@@ -180,6 +189,7 @@ def builtin_bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax
         out: the output's grid, per tensor.
         lo: least real value, or None.
         hi: greatest real value, or None.
+        codes: the least and the greatest code.
 
     Returns:
         (code_lo, code_hi), float32 scalars.
@@ -193,11 +203,11 @@ def builtin_bounds(out: Affine, lo: float | None, hi: float | None) -> tuple[jax
     def code(value: float) -> jax.Array:
         steps = jnp.float32(value) / f32(out.scale)
         away = jnp.trunc(steps) + jnp.trunc(2.0 * (steps - jnp.trunc(steps)))
-        return jnp.clip(away + f32(out.zero_point), CODE_MIN, CODE_MAX)
+        return jnp.clip(away + f32(out.zero_point), *codes)
 
     return (
-        f32(CODE_MIN) if lo is None else code(lo),
-        f32(CODE_MAX) if hi is None else code(hi),
+        f32(codes[0]) if lo is None else code(lo),
+        f32(codes[1]) if hi is None else code(hi),
     )
 
 

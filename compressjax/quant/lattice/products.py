@@ -7,6 +7,7 @@ cut along its input channels into pieces that cannot, whose sums are added as in
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,91 @@ MAX_EXACT_TERMS = 2**24 // (255 * 127)
 
 Padding = str | Sequence[tuple[int, int]]
 Pieces = list[tuple[jax.Array, jax.Array]]
+
+
+class Bilinear(NamedTuple):
+    """A sum of products of two arrays: a convolution or a dot.
+
+    Attributes:
+        product: `product(x, w)`, float32 sums.
+        pieces: `pieces(x, w)`, parts whose products have sums below 2**24 for codes of 8 bits, and
+            add up to that of `x` and `w`.
+        terms: how many products a sum has.
+        axis: of the sums, along which the output channels lie.
+    """
+
+    product: Callable[[jax.Array, jax.Array], jax.Array]
+    pieces: Callable[[jax.Array, jax.Array], Pieces]
+    terms: int
+    axis: int
+
+
+def convolution(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: object,
+    feature_group_count: int = 1,
+) -> Bilinear:
+    """Describes a convolution of arrays of these shapes; the arguments are those of `conv_sum`.
+
+    Example:
+        >>> x, w = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+        >>> form = convolution(x, w, window_strides=(1, 1), padding="SAME",
+        ...                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        >>> form.terms, form.axis
+        (18, 3)
+    """
+    dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dims,
+            feature_group_count=feature_group_count,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    def pieces(x: jax.Array, w: jax.Array) -> Pieces:
+        return _conv_pieces(x, w, dims, feature_group_count)
+
+    return Bilinear(product, pieces, w.size // w.shape[dims.rhs_spec[0]], dims.out_spec[1])
+
+
+def dot(x: jax.Array, w: jax.Array, *, dimension_numbers: lax.DotDimensionNumbers) -> Bilinear:
+    """Describes a dot of arrays of these shapes; the arguments are those of `dot_sum`.
+
+    Example:
+        >>> numbers = (((1,), (0,)), ((), ()))
+        >>> dot(jnp.ones((1, 3)), jnp.ones((3, 2)), dimension_numbers=numbers).terms
+        3
+    """
+    (x_axes, w_axes), (_, w_batch) = dimension_numbers
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            x,
+            w,
+            dimension_numbers,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+
+    def pieces(x: jax.Array, w: jax.Array) -> Pieces:
+        return _dot_pieces(x, w, tuple(x_axes), tuple(w_axes))
+
+    terms = int(np.prod([w.shape[axis] for axis in w_axes]))
+    return Bilinear(product, pieces, terms, x.ndim + w.ndim - 2 * len(w_axes) - len(w_batch) - 1)
 
 
 def conv_sum(
@@ -73,25 +159,18 @@ def conv_sum(
         ...          dimension_numbers=("NHWC", "HWIO", "NHWC")).item()
         18.0
     """
-    dims = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
-
-    def product(x: jax.Array, w: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            w,
-            window_strides,
-            padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dims,
-            feature_group_count=feature_group_count,
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-
     centred = (x - f32(x_q.zero_point)).astype(w.dtype)
-    pieces = _conv_pieces(centred, w, dims, feature_group_count)
-    return _exact_sum(product, centred, w, pieces, bias, dims.out_spec[1])
+    form = convolution(
+        centred,
+        w,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+    )
+    return _exact_sum(form, centred, w, bias)
 
 
 def dot_sum(
@@ -123,26 +202,15 @@ def dot_sum(
         ...         dimension_numbers=(((1,), (0,)), ((), ()))).tolist()
         [[4.0, 5.0]]
     """
-    (x_axes, w_axes), (_, w_batch) = dimension_numbers
+    (_, w_axes), (_, w_batch) = dimension_numbers
     if bias is not None and w.ndim != len(w_axes) + len(w_batch) + 1:
         raise ValueError(
             f"weights of shape {w.shape} with contracted axes {tuple(w_axes)} have not one free "
             "axis for the bias: reshape them to [.., O] first"
         )
-
-    def product(x: jax.Array, w: jax.Array) -> jax.Array:
-        return lax.dot_general(
-            x,
-            w,
-            dimension_numbers,
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-
     centred = (x - f32(x_q.zero_point)).astype(w.dtype)
-    pieces = _dot_pieces(centred, w, tuple(x_axes), tuple(w_axes))
-    channels = x.ndim + w.ndim - 2 * len(w_axes) - len(w_batch) - 1
-    return _exact_sum(product, centred, w, pieces, bias, channels)
+    form = dot(centred, w, dimension_numbers=dimension_numbers)
+    return _exact_sum(form, centred, w, bias)
 
 
 def rescale(
@@ -184,20 +252,14 @@ def rescale(
     return store(acc * multiplier, out_q, *bounds(out_q, lo, hi))
 
 
-def _exact_sum(
-    product: Callable[[jax.Array, jax.Array], jax.Array],
-    x: jax.Array,
-    w: jax.Array,
-    pieces: Pieces,
-    bias: jax.Array | None,
-    axis: int,
-) -> jax.Array:
-    """Adds a bilinear product of codes and a bias exactly, and rounds once to float32."""
-    approx = product(x, w)
-    offset = jnp.zeros(()) if bias is None else along(bias, axis, approx.ndim)
+def _exact_sum(form: Bilinear, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Adds a product of codes and a bias exactly, and rounds once to float32."""
+    approx, pieces = form.product(x, w), form.pieces(x, w)
+    offset = jnp.zeros(()) if bias is None else along(bias, form.axis, approx.ndim)
     if len(pieces) == 1:
         return approx + offset
-    total = sum(product(*piece).astype(jnp.int32) for piece in pieces) + offset.astype(jnp.int32)
+    parts = (form.product(*piece).astype(jnp.int32) for piece in pieces)
+    total = sum(parts) + offset.astype(jnp.int32)
     return straight_through(lax.stop_gradient(total.astype(jnp.float32)), approx + offset)
 
 

@@ -97,7 +97,7 @@ def avg_pool(
         Codes on the same grid, float32.
 
     Raises:
-        ValueError: if the window has 2**17 positions or more, whose sum float32 may not hold.
+        ValueError: if the window has 2**17 positions or more.
 
     Example:
         >>> one = Affine(jnp.float32(1.0), jnp.float32(0.0))
@@ -105,23 +105,54 @@ def avg_pool(
         ...          window_strides=(2,), padding="VALID").tolist()
         [2.0, -2.0]
     """
+    exact, approx = window_average(x, window_dimensions, window_strides, padding, 2**17)
+    code_bounds = builtin_bounds(q, lo, hi)
+    return clamped_like(jnp.clip(exact, *code_bounds), approx, *code_bounds)
+
+
+def window_average(
+    x: jax.Array,
+    window_dimensions: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Padding,
+    too_many: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Averages codes over windows, with halves rounded away from zero; the rest as `avg_pool`.
+
+    Args:
+        x: codes of any rank.
+        window_dimensions: window size per axis of `x`.
+        window_strides: stride per axis of `x`.
+        padding: 'SAME', 'VALID' or a pair per axis of `x`.
+        too_many: positions of a window whose sum an int32 may not hold.
+
+    Returns:
+        The integers, float32, and what they were rounded from, which is differentiable.
+
+    Raises:
+        ValueError: if a window has so many positions.
+
+    Example:
+        >>> exact, approx = window_average(jnp.array([1.0, 2.0]), (2,), (2,), "VALID", 2**16)
+        >>> float(exact[0]), float(approx[0])
+        (2.0, 1.5)
+    """
     window, strides = tuple(window_dimensions), tuple(window_strides)
-    if np.prod(window) >= 2**17:
+    if np.prod(window) >= too_many:
         raise ValueError(
-            f"average pool over a window of {window}: at most {2**17 - 1} positions sum exactly; "
-            "use mean for a larger one"
+            f"average pool over a window of {window}: at most {too_many - 1} positions sum "
+            "exactly; use mean for a larger one"
         )
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape, window, strides, padding)
     pads = tuple((int(before), int(after)) for before, after in padding)
-    total = lax.reduce_window(x, 0.0, lax.add, window, strides, pads)
+    codes = lax.stop_gradient(x).astype(jnp.int32)
+    whole = lax.reduce_window(codes, 0, lax.add, window, strides, pads)
     count = _positions(x.shape, window, strides, pads)
-    whole = lax.stop_gradient(total).astype(jnp.int32)
     half = jnp.where(whole > 0, count // 2, -(count // 2))
     exact = lax.div(whole + half, jnp.broadcast_to(count, whole.shape)).astype(jnp.float32)
-    code_bounds = builtin_bounds(q, lo, hi)
-    mean_code = total / count.astype(np.float32)
-    return clamped_like(jnp.clip(exact, *code_bounds), mean_code, *code_bounds)
+    approx = lax.reduce_window(x, 0.0, lax.add, window, strides, pads)
+    return exact, approx / count.astype(np.float32)
 
 
 def _positions(

@@ -96,6 +96,8 @@ def lattice_step(
     grids: Sequence[Affine],
     coded: Coded | None,
     out: Affine,
+    *,
+    wide: bool = False,
 ) -> Stored:
     """Computes a step on codes, exactly as LiteRT does.
 
@@ -105,6 +107,7 @@ def lattice_step(
       grids: their grids.
       coded: its constant operand, or `None`.
       out: the grid of its output.
+      wide: whether codes are those of int16 in place of int8.
 
     Returns:
       The codes of its output, and the ends of its range.
@@ -117,4 +120,8 @@ def lattice_step(
       >>> lattice_step(step, [x, y], [grid, grid], None, grid).codes
       Array([  1., 127.], dtype=float32)
     """
-    return KINDS[step.kind].lattice(Call(step, codes, grids, coded, out))
+    kind, call = KINDS[step.kind], Call(step, codes, grids, coded, out)
+    if not wide:
+        return kind.lattice(call)
+    assert kind.wide is not None
+    return kind.wide(call)

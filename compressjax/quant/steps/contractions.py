@@ -1,6 +1,6 @@
 """Convolutions, fully connected layers and products of two activations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +69,32 @@ def _lattice_conv(call: Call) -> Stored:
 
 def _lattice_dense(call: Call) -> Stored:
     kernel, grid, x = _kernel(call), call.grids[0], call.codes[0]
-    numbers = (((x.ndim - 1,), (0,)), ((), ()))
-    acc = lattice.dot_sum(x, kernel.codes, kernel.bias, grid, dimension_numbers=numbers)
+    acc = lattice.dot_sum(x, kernel.codes, kernel.bias, grid, dimension_numbers=_last(x))
     return _rescaled(call.step, acc, grid, kernel, call.out)
+
+
+def _last(x: jax.Array) -> lax.DotDimensionNumbers:
+    return (((x.ndim - 1,), (0,)), ((), ()))
+
+
+def _wide_conv(call: Call) -> Stored:
+    x, w = call.codes[0], _kernel(call).codes
+    form = lattice.convolution(x, w, dimension_numbers=_NHWC, **call.step.params)
+    return _wide(call, form, lattice.wide.rescale)
+
+
+def _wide_dense(call: Call) -> Stored:
+    x = call.codes[0]
+    form = lattice.dot(x, _kernel(call).codes, dimension_numbers=_last(x))
+    return _wide(call, form, lattice.wide.rescale_dense)
+
+
+def _wide(call: Call, form: lattice.Bilinear, rescale: Callable[..., jax.Array]) -> Stored:
+    step, kernel, grid = call.step, _kernel(call), call.grids[0]
+    acc = lattice.total.total(form, call.codes[0], kernel.codes, kernel.bias)
+    scale, axis = kernel.grid.scale, acc.high.ndim - 1
+    codes = rescale(acc, grid, scale, call.out, axis, lo=step.lo, hi=step.hi)
+    return Stored(codes, _ends(step, acc.approx, grid, kernel))
 
 
 def _real_matmul(
@@ -89,6 +112,15 @@ def _lattice_matmul(call: Call) -> Stored:
     return Stored(lattice.matmul_rescale(sums, left, right, call.out), (low * scale, high * scale))
 
 
-CONV = Kind(_real_conv, _lattice_conv)
-DENSE = Kind(_real_dense, _lattice_dense)
-BATCH_MATMUL = Kind(_real_matmul, _lattice_matmul)
+def _wide_matmul(call: Call) -> Stored:
+    left, right = call.grids
+    sums = lattice.total.matmul(call.codes[0], call.codes[1])
+    low, high = ends_of(sums.approx)
+    scale = lax.stop_gradient(left.scale * right.scale)
+    codes = lattice.wide.rescale_matmul(sums, left, right, call.out)
+    return Stored(codes, (low * scale, high * scale))
+
+
+CONV = Kind(_real_conv, _lattice_conv, _wide_conv)
+DENSE = Kind(_real_dense, _lattice_dense, _wide_dense)
+BATCH_MATMUL = Kind(_real_matmul, _lattice_matmul, _wide_matmul)

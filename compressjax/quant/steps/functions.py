@@ -65,7 +65,7 @@ def _pairwise(
     def lattice_step(call: Call) -> Stored:
         return Stored(on_lattice(call.codes[0], call.codes[1]), None)
 
-    return Kind(real, lattice_step)
+    return Kind(real, lattice_step, lattice_step)
 
 
 GELU = _tabulated(

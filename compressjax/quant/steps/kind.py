@@ -80,10 +80,12 @@ class Kind(NamedTuple):
       real: `real(step, inputs, constants) -> output` on real values, before the fused activation;
         `constants` are weight and bias, or an elementwise constant, or nothing.
       lattice: `lattice(call) -> Stored` on codes, exactly as LiteRT.
+      wide: the same on int16 codes; `None` if it is not known exactly.
     """
 
     real: Callable[[Step, Sequence[jax.Array], Sequence[jax.Array]], jax.Array]
     lattice: Callable[[Call], Stored]
+    wide: Callable[[Call], Stored] | None = None
 
 
 def ends_of(real: jax.Array) -> Range:

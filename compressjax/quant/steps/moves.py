@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from compressjax.quant import lattice
+from compressjax.quant.lattice.grid import CODE_MIN
 from compressjax.quant.plan import Step
 from compressjax.quant.steps.kind import Call, Kind, Stored
 
@@ -21,7 +23,7 @@ def move(function: Callable[[Step, Sequence[jax.Array]], jax.Array]) -> Kind:
     def lattice_step(call: Call) -> Stored:
         return Stored(function(call.step, call.codes), None)
 
-    return Kind(real, lattice_step)
+    return Kind(real, lattice_step, lattice_step)
 
 
 def _slice(step: Step, inputs: Sequence[jax.Array]) -> jax.Array:
@@ -42,11 +44,14 @@ def _real_pad(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.A
     return jnp.pad(x, p["padding"], constant_values=p.get("value", edge))
 
 
-def _lattice_pad(call: Call) -> Stored:
-    p = call.step.params
-    edge = jnp.float32(-128.0) if p["lowest"] else call.grids[0].zero_point
-    config = [(low, high, 0) for low, high in p["padding"]]
-    return Stored(lax.pad(call.codes[0], edge, config), None)
+def _pad(least: float) -> Callable[[Call], Stored]:
+    def lattice_step(call: Call) -> Stored:
+        p = call.step.params
+        edge = jnp.float32(least) if p["lowest"] else call.grids[0].zero_point
+        config = [(low, high, 0) for low, high in p["padding"]]
+        return Stored(lax.pad(call.codes[0], edge, config), None)
+
+    return lattice_step
 
 
 RESHAPE = move(lambda step, inputs: inputs[0].reshape(step.shape))
@@ -55,4 +60,4 @@ SLICE = move(_slice)
 GATHER = move(_gather)
 RESIZE_NEAREST = move(lambda step, inputs: jax.image.resize(inputs[0], step.shape, "nearest"))
 CONCATENATE = move(lambda step, inputs: jnp.concatenate(inputs, axis=step.params["axis"]))
-PAD = Kind(_real_pad, _lattice_pad)
+PAD = Kind(_real_pad, _pad(CODE_MIN), _pad(lattice.wide.CODES[0]))

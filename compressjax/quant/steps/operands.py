@@ -16,12 +16,15 @@ from compressjax.quant.grids import Grid
 from compressjax.quant.lattice import Affine
 from compressjax.quant.lattice.grid import ratio
 from compressjax.quant.plan import Constant, Plan, Step
-from compressjax.quant.ranges import grid_of, widened
+from compressjax.quant.ranges import WIDE_CODES, grid_of, widened
 from compressjax.quant.steps.kind import Coded, Operand
 
 CONTRACTIONS = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 # A bias of at most this many codes keeps the sum of a contraction far from int32's end.
 _LARGEST_BIAS = 2.0**22
+# LiteRT takes a multiplier (input scale times weight scale over output scale) under 2^-31 for zero,
+# and beside int16 activations a channel of almost no weights would lose its bias.
+_LEAST_MULTIPLIER = 2.0**-30
 
 
 def operands(plan: Plan, variables: Any) -> dict[str, Operand]:
@@ -58,8 +61,7 @@ def code_kernel(
     grid: Grid,
     params: Any,
     dtype: Any,
-    largest_bias: float = _LARGEST_BIAS,
-    least: Any = 0.0,
+    wide_grid: Affine | None = None,
 ) -> Coded:
     """Puts a kernel on its grid, and its bias on that of the sums.
 
@@ -71,8 +73,7 @@ def code_kernel(
       grid: of the kernel; it has codes.
       params: of the grid.
       dtype: in which the codes enter the product; float32 and bfloat16 hold them exactly.
-      largest_bias: the largest code of a bias.
-      least: [], the smallest scale that the kernel may have otherwise.
+      wide_grid: grid of the step's output if activations are int16.
 
     Returns:
       The codes; straight-through gradients reach the operand.
@@ -80,7 +81,10 @@ def code_kernel(
     code = grid.codes
     assert code is not None
     value, bias = operand
-    least = jnp.float32(least)
+    largest_bias, least = _LARGEST_BIAS, jnp.float32(0.0)
+    if wide_grid is not None:
+        largest_bias = lattice.total.LARGEST_BIAS
+        least = ratio(wide_grid.scale * _LEAST_MULTIPLIER, x_grid.scale)
     if bias is not None:
         fitting = ratio(jnp.abs(lax.stop_gradient(bias)), x_grid.scale * largest_bias)
         least = lax.stop_gradient(jnp.maximum(fitting, least))
@@ -91,7 +95,7 @@ def code_kernel(
     return Coded(codes.astype(dtype), Affine(scale, jnp.float32(0.0)), bias_codes)
 
 
-def code_constant(step: Step, operand: Operand, out_grid: Affine) -> Coded:
+def code_constant(step: Step, operand: Operand, out_grid: Affine, *, wide: bool = False) -> Coded:
     """Puts the constant of an elementwise step on an affine grid.
 
     The grid is never so fine that XNNPACK's fixed point would lose it.
@@ -100,11 +104,16 @@ def code_constant(step: Step, operand: Operand, out_grid: Affine) -> Coded:
       step: the step.
       operand: its constant.
       out_grid: grid of the step's output.
+      wide: whether it stands beside int16 activations, on a symmetric grid of 16 bits.
 
     Returns:
       The codes; straight-through gradients reach the operand.
     """
     value = operand.value
+    if wide:
+        own = grid_of(value.min(), value.max(), WIDE_CODES, symmetric=True)
+        own = jax.tree.map(lax.stop_gradient, own)
+        return Coded(lattice.quantize(value, own, lattice.wide.CODES), own, None)
     least = out_grid.scale * jnp.float32(2.0**-8) if step.kind != "mul" else jnp.float32(0.0)
     grid = grid_of(*widened((value.min(), value.max()), least))
     grid = jax.tree.map(lax.stop_gradient, grid)

@@ -48,24 +48,31 @@ def _pool(on_lattice: Callable[..., jax.Array]) -> Callable[..., Stored]:
     return lattice_step
 
 
-def _total(function: Callable[..., jax.Array], on_lattice: Callable[..., jax.Array]) -> Kind:
+def _total(
+    function: Callable[..., jax.Array],
+    on_lattice: Callable[..., jax.Array],
+    on_wide: Callable[..., jax.Array] | None = None,
+) -> Kind:
     """A mean or a sum over axes, with a range of its own."""
 
     def real(step: Step, inputs: Sequence[jax.Array], constants: Sequence[jax.Array]) -> jax.Array:
         del constants
         return function(inputs[0], axis=step.params["axes"], keepdims=step.params["keepdims"])
 
-    def lattice_step(call: Call) -> Stored:
-        x, grid, p = call.codes[0], call.grids[0], call.step.params
-        stored = on_lattice(x, grid, call.out, p["axes"], p["keepdims"])
-        return Stored(stored, ends_of(real(call.step, [lattice.dequantize(x, grid)], ())))
+    def on_codes(compute: Callable[..., jax.Array]) -> Callable[[Call], Stored]:
+        def lattice_step(call: Call) -> Stored:
+            x, grid, p = call.codes[0], call.grids[0], call.step.params
+            stored = compute(x, grid, call.out, p["axes"], p["keepdims"])
+            return Stored(stored, ends_of(real(call.step, [lattice.dequantize(x, grid)], ())))
 
-    return Kind(real, lattice_step)
+        return lattice_step
+
+    return Kind(real, on_codes(on_lattice), on_codes(on_wide) if on_wide else None)
 
 
-MAX_POOL = Kind(_real_max, _pool(lattice.max_pool))
-AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool))
-MEAN = _total(jnp.mean, lattice.mean)
+MAX_POOL = Kind(_real_max, _pool(lattice.max_pool), _pool(lattice.wide.max_pool))
+AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool), _pool(lattice.wide.avg_pool))
+MEAN = _total(jnp.mean, lattice.mean, lattice.wide.mean)
 SUM = _total(jnp.sum, lattice.sum)
 REDUCE_MAX = move(lambda step, inputs: jnp.max(inputs[0], axis=step.params["axes"]))
 REDUCE_MIN = move(lambda step, inputs: jnp.min(inputs[0], axis=step.params["axes"]))
