@@ -13,6 +13,7 @@ import numpy as np
 
 from compressjax.export import flatbuffer
 from compressjax.export._require import require
+from compressjax.export.rows import joined
 from compressjax.export.runtime import Session
 
 _CONTRACTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -67,8 +68,7 @@ class Probe:
         Returns:
             The tensors, as stored, in the order of `names`.
         """
-        parts = list(self._session.slices(rows))
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return list(joined(list(self._session.slices(rows))))
 
 
 def integer_tensors(model: bytes) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compressjax.export import flatbuffer
+from compressjax.export import flatbuffer, rows
 from compressjax.export._require import require
 from compressjax.export.join import select
 
@@ -47,11 +47,7 @@ def run(model: bytes, *inputs: np.ndarray, threads: int = 1, signature: str | No
                [1., 1.]], dtype=float32)
     """
     session = Session(model if signature is None else select(model, signature), threads=threads)
-    parts = list(session.slices(inputs))
-    outputs = tuple(
-        dequantize(np.concatenate(column), details)
-        for column, details in zip(zip(*parts, strict=True), session.outputs, strict=True)
-    )
+    outputs = tuple(map(dequantize, rows.joined(list(session.slices(inputs))), session.outputs))
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -148,72 +144,47 @@ class Session:
             TypeError: an input is not a float array.
             ValueError: an input has the wrong shape, or there are too few or too many.
         """
-        arrays = self._checked(inputs)
-        total = len(arrays[0]) if arrays[0].ndim else 1
+        arrays = rows.checked(inputs, self.taken)
         if all(tuple(details["shape_signature"][:1]) == (-1,) for details in self.inputs):
-            self.resize(total)
-        size = int(self.inputs[0]["shape"][0]) if arrays[0].ndim else 1
-        for start in range(0, total, size):
-            count = min(size, total - start)
-            for array, details in zip(arrays, self.inputs, strict=True):
-                part = array[start : start + size] if array.ndim else array
-                if count < size:
-                    part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
+            self.resize(len(arrays[0]))
+        for parts, count in rows.slices(arrays, self.taken):
+            for part, details in zip(parts, self.inputs, strict=True):
                 if _has_grid(details):
                     scale, zero_point = details["quantization"]
                     part = quantize(part, scale, zero_point, details["dtype"])
                 self.interpreter.set_tensor(details["index"], part)
             self.interpreter.invoke()
             results = [self.interpreter.get_tensor(d["index"]) for d in self.outputs]
-            yield [result[:count] for result in results] if count < size else results
+            yield [rows.cut(result, count, parts[0]) for result in results]
 
-    def resize(self, rows: int) -> None:
+    @property
+    def taken(self) -> list[rows.Taken]:
+        """What each input takes, at the batch that it has now."""
+        return [
+            rows.Taken(
+                tuple(int(size) for size in details["shape"]),
+                np.dtype(np.float32 if _has_grid(details) else details["dtype"]),
+                _has_grid(details),
+            )
+            for details in self.inputs
+        ]
+
+    def resize(self, batch: int) -> None:
         """Gives a file whose batch is open (`batch.py`) this one.
 
         Args:
-            rows: the first axis of every input.
+            batch: the first axis of every input.
 
         Raises:
             RuntimeError: LiteRT finds an operation that cannot take them.
         """
-        if int(self.inputs[0]["shape"][0]) == rows:
+        if int(self.inputs[0]["shape"][0]) == batch:
             return
         for details in self.inputs:
-            shape = (rows, *details["shape"][1:])
+            shape = (batch, *details["shape"][1:])
             self.interpreter.resize_tensor_input(details["index"], shape)
             details["shape"] = np.asarray(shape)
         self.interpreter.allocate_tensors()
-
-    def _checked(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if len(inputs) != len(self.inputs):
-            raise ValueError(
-                f"the model takes {len(self.inputs)} inputs, found {len(inputs)} arrays"
-            )
-        arrays = []
-        for position, (value, details) in enumerate(zip(inputs, self.inputs, strict=True)):
-            array, shape = np.asarray(value), tuple(int(n) for n in details["shape"])
-            codes = _has_grid(details)
-            expected = np.dtype(np.float32 if codes else details["dtype"])
-            if array.dtype != expected and not array.dtype.kind == expected.kind == "f":
-                quantized = " (integer inputs are quantized here)" if codes else ""
-                raise TypeError(
-                    f"input {position} is {array.dtype}, expected {expected}{quantized}"
-                )
-            whole = array.shape == shape
-            if not whole and (array.shape[1:] != shape[1:] or array.ndim != len(shape)):
-                raise ValueError(
-                    f"input {position} has shape {list(array.shape)}, the model takes "
-                    f"{['N', *shape[1:]]} (exported with N = {shape[0] if shape else 1})"
-                )
-            arrays.append(array.astype(expected))
-        shapes = [details["shape"] for details in self.inputs]
-        counts = {len(a) / s[0] for a, s in zip(arrays, shapes, strict=True) if len(s)}
-        if len(counts) > 1 or 0 in counts:
-            raise ValueError(
-                f"the inputs have {[len(array) for array in arrays]} rows: expected the same "
-                "number of rows, at least one"
-            )
-        return arrays
 
 
 def _has_grid(details: dict[str, Any]) -> bool:

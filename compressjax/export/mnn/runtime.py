@@ -17,30 +17,30 @@ from compressjax.export._require import require
 
 
 def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
-    """Runs a model on a batch of any size: float in, float out.
+    """Runs a model on a batch of any size: float in, float out, as `compressjax.export.run`.
 
     Args:
         model: the MNN model.
-        *inputs: one float32 array `[N, ...]` per input; all but the first axis as in the model.
+        *inputs: one float32 array `[N, ...]` per input.
         threads: CPU threads.
 
     Returns:
-        A float32 array `[N, ...]`, or a tuple of them when the model has several outputs.
+        The output, or a tuple of several.
 
     Raises:
         TypeError: an input is not a float array, or `model` is not bytes.
         ValueError: the model is damaged, or an input has the wrong shape.
     """
     session = Session(model, threads=threads)
-    outputs = rows.in_slices(session.call, inputs, session.shapes)
+    outputs = rows.run(session, inputs)
     return outputs[0] if len(outputs) == 1 else outputs
 
 
 class Session:
-    """A loaded model.
+    """A loaded model, a `rows.Session`.
 
     Attributes:
-        shapes: of each input.
+        taken: what each input takes.
     """
 
     def __init__(self, model: bytes, *, threads: int = 1) -> None:
@@ -69,16 +69,10 @@ class Session:
             self._session = self._net.createSession({"backend": "CPU", "numThread": threads})
         self._inputs = _in_order(self._net.getSessionInputAll(self._session), "input_")
         self._outputs = _in_order(self._net.getSessionOutputAll(self._session), "output_")
-        self.shapes = [tuple(tensor.getShape()) for tensor in self._inputs]
+        self.taken = [rows.Taken(tuple(tensor.getShape())) for tensor in self._inputs]
 
     def call(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Runs the model once.
-
-        Args:
-            inputs: float32 arrays of exactly `shapes`.
-
-        Returns:
-            The outputs.
+        """Runs the model once, as `rows.Session` says.
 
         Raises:
             ValueError: MNN has no kernel for an operation of the model.

@@ -39,7 +39,7 @@ def verify(model: bytes, fn_or_q: Any, variables: Any, batch: Any) -> Parity:
         names, grids = frozen.outputs, frozen.quantization()
 
     def compute(inputs: Any) -> Any:
-        outputs = rows.in_slices(session.call, inputs, session.shapes)
+        outputs = rows.run(session, inputs)
         codes = {
             name: quantize(output, *grids[name])
             for name, output in zip(names, outputs[: len(names)], strict=True)

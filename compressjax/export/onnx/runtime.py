@@ -17,15 +17,15 @@ _QUIET = 3  # of ONNX Runtime's severities: errors alone
 
 
 def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
-    """Runs a model on a batch of any size: float in, float out.
+    """Runs a model on a batch of any size: float in, float out, as `compressjax.export.run`.
 
     Args:
         model: the ONNX model.
-        *inputs: one float32 array `[N, ...]` per input; all but the first axis as in the model.
+        *inputs: one float32 array `[N, ...]` per input.
         threads: CPU threads.
 
     Returns:
-        A float32 array `[N, ...]`, or a tuple of them when the model has several outputs.
+        The output, or a tuple of several.
 
     Raises:
         TypeError: an input is not a float array, or `model` is not bytes.
@@ -41,7 +41,7 @@ def run(model: bytes, *inputs: np.ndarray, threads: int = 1) -> Any:
                [2., 2.]], dtype=float32)
     """
     session = Session(model, threads=threads)
-    outputs = rows.in_slices(session.call, inputs, session.shapes)
+    outputs = rows.run(session, inputs)
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -125,9 +125,7 @@ def intermediates(model: bytes, *inputs: np.ndarray, threads: int = 1) -> dict[s
     parsed.graph.output.extend(inner)
     session = Session(parsed.SerializeToString(), threads=threads)
     found: dict[str, np.ndarray] = {}
-    for name, codes in zip(
-        names, rows.in_slices(session.call, inputs, session.shapes), strict=True
-    ):
+    for name, codes in zip(names, rows.run(session, inputs), strict=True):
         if name.endswith(PLANAR):
             codes = codes.transpose(0, 2, 3, 1)
         step = name.removesuffix(PLANAR).removesuffix("/codes")
@@ -136,10 +134,10 @@ def intermediates(model: bytes, *inputs: np.ndarray, threads: int = 1) -> dict[s
 
 
 class Session:
-    """A loaded model.
+    """A loaded model, a `rows.Session`.
 
     Attributes:
-        shapes: of each input.
+        taken: what each input takes.
     """
 
     def __init__(self, model: bytes, *, threads: int = 1) -> None:
@@ -168,15 +166,8 @@ class Session:
         except Exception as error:  # its exceptions have no common base but this
             raise ValueError(f"ONNX Runtime refuses the model: {error}") from error
         self._names = [entry.name for entry in self._session.get_inputs()]
-        self.shapes = [tuple(entry.shape) for entry in self._session.get_inputs()]
+        self.taken = [rows.Taken(tuple(x.shape)) for x in self._session.get_inputs()]
 
     def call(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Runs the model once.
-
-        Args:
-            inputs: float32 arrays of exactly `shapes`.
-
-        Returns:
-            The outputs.
-        """
+        """Runs the model once, as `rows.Session` says."""
         return list(self._session.run(None, dict(zip(self._names, inputs, strict=True))))

@@ -38,7 +38,7 @@ def verify(model: bytes, fn_or_q: Any, variables: Any, batch: Any) -> Parity:
 
     def compute(inputs: Any) -> Any:
         codes = intermediates(model, *inputs) if quantized else {}
-        return codes, rows.in_slices(session.call, inputs, session.shapes)
+        return codes, rows.run(session, inputs)
 
     runtime: Compute = compute
     return agreement(runtime, fn_or_q, variables, batch)
