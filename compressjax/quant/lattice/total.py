@@ -138,8 +138,16 @@ def added(parts: Sequence[tuple[jax.Array, int]], approx: jax.Array) -> Total:
         word = value.astype(jnp.uint32) << shift
         high = high + (value >> (31 if not shift else 32 - shift))
         high, low = _plus(high, low, word)
-    real = high.astype(jnp.float32) * 2.0**32 + low.astype(jnp.float32)
-    return Total(high, low, straight_through(real, approx))
+    negative, upper, lower = _size(high, low)
+    real = upper.astype(jnp.float32) * 2.0**32 + lower.astype(jnp.float32)
+    return Total(high, low, straight_through(jnp.where(negative, -real, real), approx))
+
+
+def _size(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether an integer is negative, and the two words of its size, uint32."""
+    negative = high < 0
+    upper = jnp.where(negative, -high - (low > 0), high).astype(jnp.uint32)
+    return negative, upper, jnp.where(negative, jnp.uint32(0) - low, low)
 
 
 def _bytes(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -240,9 +248,7 @@ def multiply_float(value: Total, times: Quotient) -> jax.Array:
         >>> multiply_float(of_int32(jnp.array([3, -3])), half).tolist()
         [2, -2]
     """
-    negative = value.high < 0
-    low = jnp.where(negative, jnp.uint32(0) - value.low, value.low)
-    high = jnp.where(negative, -value.high - (value.low > 0), value.high).astype(jnp.uint32)
+    negative, high, low = _size(value.high, value.low)
     size = [*_halves(low)[::-1], *_halves(high)[::-1]]
     factor = [
         times.low & 0xFFFF,
