@@ -3,10 +3,11 @@
     python -m launch.verify --model=model_int8.tflite --data=digits --float=model_float32.tflite
 
 Everything comes from files, nothing from training. The truth is the network rebuilt from the file
-itself on the lattice (`cj.export.load`); --truth=reference takes LiteRT's reference kernels
-instead. Samples are those of a data set (--data=digits, or any TFDS name, with --data_dir),
-normalised by the moments of its training split as `experiments.run` does, or arrays just as the
-model takes them (--data=samples.npy, or an .npz with one array per input).
+itself (`cj.export.load`), bit for bit on int8 and within --tolerance on real values;
+--truth=reference takes LiteRT's reference kernels instead. Samples are those of a data set
+(--data=digits, or any TFDS name, with --data_dir), normalised by the moments of its training split
+as `experiments.run` does, or arrays just as the model takes them (--data=samples.npy, or an .npz
+with one array per input).
 
 Exit code 0: good; 1: a threshold is passed; 2: the input is wrong.
 """
@@ -46,6 +47,12 @@ _TRUTH = flags.DEFINE_enum(
     "What the default kernels are compared with: the network rebuilt from the file, or LiteRT's "
     "reference kernels.",
     flag_values=_FLAGS,
+)  # fmt: skip
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", None, "The part of a tensor's largest magnitude by which real values may differ "
+    "and count as equal. By default none where all is computed on codes, 1e-5 where sums of floats "
+    "depend on their order, 0.02 in dynamic-range files.",
+    lower_bound=0.0, flag_values=_FLAGS,
 )  # fmt: skip
 _REFERENCE_ROWS = flags.DEFINE_integer(
     "reference_rows", 16, "How many samples the reference kernels compute too; they are slow.",
@@ -118,15 +125,16 @@ def compare() -> export.Parity:
     )
     real = pathlib.Path(_FLOAT.value) if _FLOAT.value else None
     if _TRUTH.value == "reference":
-        return export.verify(model, None, None, inputs, real=real)
+        return export.verify(model, None, None, inputs, real=real, tolerance=_TOLERANCE.value)
     try:
         truth = export.load(model)
     except ValueError as error:
         hint = "--truth=reference compares kernels without rebuilding the network"
         raise ValueError(f"{error} ({hint})") from error
     return export.verify(
-        model, truth, truth.variables, inputs, reference=_REFERENCE_ROWS.value, real=real
-    )
+        model, truth, truth.variables, inputs,
+        reference=_REFERENCE_ROWS.value, real=real, tolerance=_TOLERANCE.value,
+    )  # fmt: skip
 
 
 def work() -> int:

@@ -18,8 +18,10 @@ from compressjax import quant
 from compressjax.export import flatbuffer, probe
 from compressjax.export.flatbuffer import File
 from compressjax.export.load import Loaded
+from compressjax.export.meaning import SUMMED
 from compressjax.export.parity import Distance, Parity, Tally, check_shapes, sqnr_db
 from compressjax.export.probe import Probe
+from compressjax.export.rows import joined
 from compressjax.export.runtime import Session, dequantize
 from compressjax.quant import calibration
 
@@ -34,7 +36,7 @@ def verify(
     *,
     reference: int = 0,
     real: tuple[Callable[..., Any], Any] | File | None = None,
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
     slice_size: int = 64,
 ) -> Parity:
     """Compares a file with the model that it was exported from.
@@ -57,7 +59,8 @@ def verify(
             function that was quantized (every tensor of the plan is compared), or a float .tflite
             of the same network (layers are found by their kernels).
         tolerance: the part of a tensor's largest magnitude by which real values may differ and
-            count as equal; sums of floats depend on their order. Codes are equal or not.
+            count as equal: that of a network that was loaded, 1e-5 without a model, and otherwise
+            none, where not given. Codes are equal or not.
         slice_size: rows computed at once, which bounds the memory.
 
     Returns:
@@ -82,6 +85,9 @@ def verify(
         raise ValueError(f"reference={reference}: expected a number of rows, or 0 for none")
     model = flatbuffer.content(model)
     inputs = tuple(np.asarray(value) for value in (batch if isinstance(batch, tuple) else (batch,)))
+    if tolerance is None:
+        tolerance = fn_or_q.tolerance if isinstance(fn_or_q, Loaded) else 0.0
+        tolerance = SUMMED if fn_or_q is None else tolerance
     tensors = _compared(model, fn_or_q)
     fast = _Comparison(model, tensors, tolerance=tolerance)
     slow = _Comparison(model, tensors, tolerance=tolerance, reference=True) if reference else None
@@ -293,11 +299,7 @@ def _real_file(model: bytes, real: bytes) -> _Compute:
 
 def _outputs(session: Session, rows: Rows) -> list[np.ndarray]:
     """The real outputs of a file."""
-    columns = zip(*session.slices(rows), strict=True)
-    return [
-        dequantize(np.concatenate(column), details)
-        for column, details in zip(columns, session.outputs, strict=True)
-    ]
+    return list(map(dequantize, joined(list(session.slices(rows))), session.outputs))
 
 
 def _first(name: str, values: np.ndarray, rows: int, count: int) -> np.ndarray:

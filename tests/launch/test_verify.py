@@ -16,6 +16,7 @@ import pytest
 import compressjax as cj
 from compressjax import data
 from launch import benchmark, verify
+from tests.support import tflite_ops as ops
 
 
 def _fn(variables, x):
@@ -35,7 +36,10 @@ def _files() -> dict[str, bytes]:
     x = np.float32(draw(size=(16, 8, 8, 1)))
     q = cj.quantize(_fn, cj.quant.int8())
     qv = q.calibrate(variables, [x])
+    dynamic = cj.quantize(_fn, cj.quant.dynamic())
+    dv = dynamic.calibrate(variables, [x])
     return {
+        "dynamic.tflite": cj.export.tflite(dynamic, dv, x[:1], via="litert"),
         "int8.tflite": cj.export.tflite(q, qv, x[:1], via="litert"),
         "float.tflite": cj.export.tflite(_fn, variables, x[:1], via="litert"),
     }
@@ -60,6 +64,19 @@ def test_the_file_is_what_it_says(folder, capsys):
     assert "0 values differ (nowhere), top-1 agreement 100.00% of 40 rows" in said
     assert "on the reference kernels:" in said
     assert "against the float model: top-1 agreement" in said
+
+
+@pytest.mark.parametrize(("name", "beside"), [("float", "dynamic"), ("dynamic", "float")])
+def test_float_files_are_what_they_say(folder, capsys, name, beside):
+    arguments = [f"--model={name}.tflite", "--data=x.npy", f"--float={beside}.tflite"]
+    assert _verify(*arguments, "--min_sqnr=20") == 0
+    said = capsys.readouterr().out
+    assert "0 values differ (nowhere), top-1 agreement 100.00% of 40 rows" in said
+    assert "on the reference kernels:" in said
+    assert _verify(*arguments, "--min_sqnr=90") == 1
+    assert "FAILED: the outputs have" in capsys.readouterr().out
+    assert _verify(f"--model={name}.tflite", "--data=x.npy", "--tolerance=0") == 1, "other sums"
+    assert "of the values differ" in capsys.readouterr().out
 
 
 def test_reference_kernels_as_the_truth(folder, capsys):
@@ -121,7 +138,15 @@ def test_samples_of_files(tmp_path):
         (["--model=int8.tflite", "--data=wide.npy"], "shape"),
         (["--model=int8.tflite", "--data=whole.npy"], "int64"),
         (["--model=int8.tflite", "--data=objects.npy"], "allow_pickle"),
-        (["--model=float.tflite", "--data=x.npy"], "(--truth=reference compares kernels without"),
+        (
+            ["--model=diagonal.tflite", "--data=x.npy"],
+            "MATRIX_DIAG of 'tensor_1', is not known here",
+        ),
+        (
+            ["--model=diagonal.tflite", "--data=x.npy"],
+            "(--truth=reference compares kernels without",
+        ),
+        (["--model=float.tflite", "--data=x.npy", "--tolerance=-1"], "tolerance"),
         (["--model=int8.tflite", "--data=x.npy", "--signature=other"], "no signature 'other'"),
         (["--model=int8.tflite", "--data=digit"], "no data set 'digit'"),
         (["--model=int8.tflite", "--data=x.npy", "--rows=-1"], "rows"),
@@ -133,6 +158,11 @@ def test_samples_of_files(tmp_path):
 def test_bad_input(folder, capsys, arguments, message):
     np.save("wide.npy", np.zeros((3, 9, 9, 1), "f"))
     np.save("whole.npy", np.zeros((3, 8, 8, 1), np.int64))
+    diagonal = [ops.Tensor((1, 2), np.float32), ops.Tensor((1, 2, 2), np.float32)]
+    options = ops.options("MatrixDiagOptions")
+    pathlib.Path("diagonal.tflite").write_bytes(
+        ops.build("MATRIX_DIAG", diagonal[:1], diagonal[1], options)
+    )
     np.save("objects.npy", np.array([{}], object), allow_pickle=True)
     assert _verify(*arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -15,7 +15,10 @@ ONE_GRID = frozenset((*moves.RULES, *codes.ONE_GRID)) - {"EMBEDDING_LOOKUP"}
 CROSSINGS = {"QUANTIZE": codes.quantize, "DEQUANTIZE": hybrid.dequantize}
 KNOWN = frozenset((*moves.RULES, *codes.RULES, *reals.RULES, *hybrid.RULES, *CROSSINGS, "SHAPE"))
 
-__all__ = ["CROSSINGS", "Call", "FIXED", "KNOWN", "ONE_GRID", "Rule", "find", "is_exact"]
+SUMMED = 1e-5  # of the largest value: float32 added in another order
+_ANOTHER_CODE = 0.02  # a few codes of 255
+
+__all__ = ["CROSSINGS", "Call", "FIXED", "KNOWN", "ONE_GRID", "Rule", "SUMMED", "find", "tolerance"]
 
 
 def find(kind: str, *, coded: bool, kernel_coded: bool) -> Rule | None:
@@ -42,6 +45,19 @@ def find(kind: str, *, coded: bool, kernel_coded: bool) -> Rule | None:
     return (hybrid.RULES if kernel_coded else reals.RULES).get(kind)
 
 
-def is_exact(rule: Rule) -> bool:
-    """Whether a rule gives LiteRT's values bit for bit, whatever their type."""
-    return rule in (*CROSSINGS.values(), *moves.RULES.values(), *codes.RULES.values())
+def tolerance(rule: Rule) -> float:
+    """How far the values of a rule may lie from LiteRT's.
+
+    Args:
+        rule: of an operator.
+
+    Returns:
+        The distance as a part of the largest magnitude; 0 means bit for bit.
+
+    Example:
+        >>> tolerance(codes.RULES["ADD"]), tolerance(reals.RULES["ADD"])
+        (0.0, 1e-05)
+    """
+    if rule in (*CROSSINGS.values(), *moves.RULES.values(), *codes.RULES.values()):
+        return 0.0
+    return _ANOTHER_CODE if rule in hybrid.RULES.values() else SUMMED
