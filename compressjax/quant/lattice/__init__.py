@@ -11,7 +11,7 @@ business, and running a graph on the lattice is `quantize`'s. `wide` has the sam
 activations, all of it in builtin kernels.
 """
 
-from compressjax.quant.lattice import total, wide
+from compressjax.quant.lattice import total, wide, wide_functions, wide_reductions
 from compressjax.quant.lattice.builtin import (
     absolute,
     comparable,
@@ -101,4 +101,6 @@ __all__ = [
     "tanh",
     "total",
     "wide",
+    "wide_functions",
+    "wide_reductions",
 ]

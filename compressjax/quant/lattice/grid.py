@@ -201,14 +201,28 @@ def builtin_bounds(
     """
 
     def code(value: float) -> jax.Array:
-        steps = jnp.float32(value) / f32(out.scale)
-        away = jnp.trunc(steps) + jnp.trunc(2.0 * (steps - jnp.trunc(steps)))
-        return jnp.clip(away + f32(out.zero_point), *codes)
+        return jnp.clip(away(jnp.float32(value) / f32(out.scale)) + f32(out.zero_point), *codes)
 
     return (
         f32(codes[0]) if lo is None else code(lo),
         f32(codes[1]) if hi is None else code(hi),
     )
+
+
+def away(x: jax.Array) -> jax.Array:
+    """Rounds halves away from zero, as C's `round` does; not differentiated.
+
+    Args:
+        x: float32 of any shape.
+
+    Returns:
+        Integers, float32.
+
+    Example:
+        >>> away(jnp.array([0.5, 1.5, -2.5, 0.49999997])).tolist()
+        [1.0, 2.0, -3.0, 0.0]
+    """
+    return jnp.trunc(x) + jnp.trunc(2.0 * (x - jnp.trunc(x)))
 
 
 def store(steps: jax.Array, out_q: Affine, code_lo: jax.Array, code_hi: jax.Array) -> jax.Array:

@@ -16,10 +16,11 @@ from compressjax.quant.steps.pointwise import same_rank
 def _tabulated(
     function: Callable[[Step, jax.Array], jax.Array],
     on_lattice: Callable[[Step, jax.Array, Affine, Affine], jax.Array],
+    on_wide: Callable[[Step, jax.Array, Affine, Affine], jax.Array] | None = None,
     *,
     positive: bool = False,
 ) -> Kind:
-    """A function of one tensor; both callables are given the step for its params.
+    """A function of one tensor; all callables are given the step for its params.
 
     One that is infinite at zero is `positive`: a value that the grid rounds to zero counts as half
     a step where the ends of the output are looked for.
@@ -29,13 +30,18 @@ def _tabulated(
         del constants
         return function(step, inputs[0])
 
-    def lattice_step(call: Call) -> Stored:
-        step, codes, grid = call.step, call.codes[0], call.grids[0]
-        x = lattice.dequantize(codes, grid)
-        x = jnp.maximum(x, 0.5 * grid.scale) if positive else x
-        return Stored(on_lattice(step, codes, grid, call.out), ends_of(function(step, x)))
+    def on_codes(
+        compute: Callable[[Step, jax.Array, Affine, Affine], jax.Array],
+    ) -> Callable[[Call], Stored]:
+        def lattice_step(call: Call) -> Stored:
+            step, codes, grid = call.step, call.codes[0], call.grids[0]
+            x = lattice.dequantize(codes, grid)
+            x = jnp.maximum(x, 0.5 * grid.scale) if positive else x
+            return Stored(compute(step, codes, grid, call.out), ends_of(function(step, x)))
 
-    return Kind(real, lattice_step)
+        return lattice_step
+
+    return Kind(real, on_codes(on_lattice), on_codes(on_wide) if on_wide else None)
 
 
 def _plain(
@@ -75,6 +81,9 @@ GELU = _tabulated(
 LEAKY_RELU = _tabulated(
     lambda step, x: jax.nn.leaky_relu(x, step.params["slope"]),
     lambda step, x, grid, out: lattice.leaky_relu(x, grid, out, step.params["slope"]),
+    lambda step, x, grid, out: lattice.wide_functions.leaky_relu(
+        x, grid, out, step.params["slope"]
+    ),
 )
 ELU = _plain(jax.nn.elu, lattice.elu)
 EXP = _plain(jnp.exp, lattice.exp)

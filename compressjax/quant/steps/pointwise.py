@@ -88,12 +88,12 @@ def _relu(on_lattice: Callable[..., jax.Array]) -> Callable[[Call], Stored]:
     return lattice_step
 
 
-_WIDE = lattice.wide
+_WIDE, _WIDE_FUNCTIONS = lattice.wide, lattice.wide_functions
 ADD = _binary(jnp.add, lattice.add, _WIDE.add)
 SUB = _binary(jnp.subtract, lattice.sub, _WIDE.sub)
 MUL = _binary(jnp.multiply, lattice.mul, _WIDE.mul)
 REQUANTIZE = Kind(_identity, _requantize(lattice.requantize), _requantize(_WIDE.requantize))
 RELU = Kind(_identity, _relu(lattice.relu), _relu(_WIDE.requantize))
-SOFTMAX = _unary(jax.nn.softmax, lattice.softmax)
-LOGISTIC = _unary(jax.nn.sigmoid, lattice.logistic, _WIDE.logistic)
-TANH = _unary(jnp.tanh, lattice.tanh, _WIDE.tanh)
+SOFTMAX = _unary(jax.nn.softmax, lattice.softmax, _WIDE_FUNCTIONS.softmax)
+LOGISTIC = _unary(jax.nn.sigmoid, lattice.logistic, _WIDE_FUNCTIONS.logistic)
+TANH = _unary(jnp.tanh, lattice.tanh, _WIDE_FUNCTIONS.tanh)

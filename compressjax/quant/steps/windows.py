@@ -70,9 +70,9 @@ def _total(
     return Kind(real, on_codes(on_lattice), on_codes(on_wide) if on_wide else None)
 
 
-MAX_POOL = Kind(_real_max, _pool(lattice.max_pool), _pool(lattice.wide.max_pool))
-AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool), _pool(lattice.wide.avg_pool))
-MEAN = _total(jnp.mean, lattice.mean, lattice.wide.mean)
-SUM = _total(jnp.sum, lattice.sum)
+MAX_POOL = Kind(_real_max, _pool(lattice.max_pool), _pool(lattice.wide_reductions.max_pool))
+AVG_POOL = Kind(_real_average, _pool(lattice.avg_pool), _pool(lattice.wide_reductions.avg_pool))
+MEAN = _total(jnp.mean, lattice.mean, lattice.wide_reductions.mean)
+SUM = _total(jnp.sum, lattice.sum, lattice.wide_reductions.sum)
 REDUCE_MAX = move(lambda step, inputs: jnp.max(inputs[0], axis=step.params["axes"]))
 REDUCE_MIN = move(lambda step, inputs: jnp.min(inputs[0], axis=step.params["axes"]))
