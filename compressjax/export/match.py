@@ -9,6 +9,7 @@ here. What is not seen through is an error that names the operation or the step.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ class Matched:
         outputs: float tensors of the graph's outputs, in the plan's order.
         entry: the QUANTIZE operators of the inputs.
         exits: the DEQUANTIZE operators of the outputs.
+        constants: tensors with data that are a `constant` of the plan, with its name; they are in
+            `names` too.
     """
 
     names: dict[int, tuple[str, str]]
@@ -62,6 +65,7 @@ class Matched:
     outputs: list[int]
     entry: list[Any]
     exits: list[Any]
+    constants: dict[int, str]
 
 
 def match(model: Any, plan: Frozen) -> Matched:
@@ -89,12 +93,13 @@ class _Matcher:
         self.steps = {step.name: step for step in plan.steps}
         self.free = dict(self.steps)
         self.folds = {step.name for step in plan.steps if folds(plan, step)}
-        self.found = Matched({}, [], [], [], [], [])
+        self.found = Matched({}, [], [], [], [], [], {})
         signature = model.signatureDefs[0]
         self.entries = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.inputs}
         self.exits = {m.tensorIndex: flatbuffer.text(m.name) for m in signature.outputs}
 
     def run(self) -> Matched:
+        self._find_constants()
         for index, operator in enumerate(self.graph.operators):
             op = flatbuffer.op_name(self.model, operator)
             if op == "QUANTIZE" and operator.inputs[0] in self.entries:
@@ -116,6 +121,20 @@ class _Matcher:
         self.found.outputs.extend(by_name[f"output_{i}"] for i in range(len(self.plan.outputs)))
         self._check_exits()
         return self.found
+
+    def _find_constants(self) -> None:
+        """Recognises the tensors with data that are values of the plan, in whatever layout."""
+        wanted = [step for step in self.plan.steps if step.kind == "constant"]
+        read = {int(i) for op in self.graph.operators for i in op.inputs if i >= 0}
+        for tensor in sorted(read) if wanted else ():
+            if not self._is_int8(tensor):
+                continue
+            data = flatbuffer.constant(self.model, self.graph.tensors[tensor])
+            for step in wanted:
+                pattern = step.constants[0].codes
+                if data is not None and same_layout(pattern, data, pattern) is not None:
+                    self.found.names[tensor] = (f"{step.name}/codes", step.name)
+                    self.found.constants[tensor] = step.name
 
     def _enter(self, operator: Any) -> None:
         name = self.entries[operator.inputs[0]]
@@ -199,7 +218,7 @@ class _Matcher:
 
     def _root(self, name: str) -> str:
         """The value that a chain of foldable steps starts from."""
-        while name in self.folds:
+        while name in self.folds and self.steps[name].inputs:
             name = self.steps[name].inputs[0]
         return name
 
@@ -211,6 +230,31 @@ class _Matcher:
             value = self.found.names.get(int(operator.inputs[0]), ("", ""))[1]
             if self._root(value) != self._root(expected):
                 raise ValueError(f"output {position} returns {value!r}, the plan {expected!r}")
+
+
+def same_layout(pattern: np.ndarray, old: np.ndarray, codes: np.ndarray) -> np.ndarray | None:
+    """Moves the axes of some codes as a converter moved those of their label.
+
+    Args:
+        pattern: the label's codes.
+        old: what the converter made of them.
+        codes: in the layout of `pattern`.
+
+    Returns:
+        The codes in the layout of `old`; `None` where that is no layout of `pattern`.
+
+    Example:
+        >>> pattern, codes = np.array([[1, 2], [3, 4]], np.int8), np.array([[5, 6], [7, 8]])
+        >>> same_layout(pattern, pattern.T, codes).tolist(), same_layout(pattern, -pattern, codes)
+        ([[5, 7], [6, 8]], None)
+    """
+    wide = old.astype(np.int16)
+    for order in itertools.permutations(range(pattern.ndim)):
+        moved = pattern.transpose(order)
+        if moved.size == old.size:
+            if (np.abs(moved.reshape(old.shape).astype(np.int16) - wide) <= 1).all():
+                return np.ascontiguousarray(codes.transpose(order).reshape(old.shape))
+    return None
 
 
 def _long(shape: tuple[int, ...]) -> list[int]:

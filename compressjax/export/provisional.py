@@ -25,6 +25,7 @@ SAME_SCALE = frozenset(
     "max_pool avg_pool pad reshape transpose slice split concatenate gather resize reverse "
     "maximum minimum reduce_max reduce_min resize_nearest".split()
 )
+_OWN_SCALE = frozenset({"constant", "requantize"})
 WEIGHTED = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 FIXED_SCALE = {"logistic": (1 / 256, -128), "softmax": (1 / 256, -128), "tanh": (1 / 128, 0)}
 _WIDE_FIXED = (2.0**-15, 0)  # of the same functions in int16
@@ -59,8 +60,13 @@ def label(plan: Frozen) -> Frozen:
     scales = _labels(plan)
     points = {name: point for name, (_, point) in plan.quantization().items()}
     steps = []
+    seen: set[bytes] = set()
     for index, step in enumerate(plan.steps):
         rng = np.random.default_rng(index)  # equal constants would be merged into one
+        if step.kind == "constant":
+            own = _tensor(step.constants[0], scales[step.name], rng, seen)
+            steps.append(dataclasses.replace(step, constants=(own,), scale=scales[step.name]))
+            continue
         weight, source = step.kind in WEIGHTED, scales[step.inputs[0]]
         constants = tuple(_constant(codes, source, rng, weight=weight) for codes in step.constants)
         steps.append(dataclasses.replace(step, constants=constants, scale=scales[step.name]))
@@ -132,12 +138,13 @@ def folds(plan: Frozen, step: FrozenStep) -> bool:
         step: a step of it.
 
     Returns:
-        True for pads and changes of shape, which can become part of another operation, for a
-        clamp on its input's own grid, which its producer can do, and for a requantization.
+        True for constants, for pads and changes of shape, which can become part of another
+        operation, for a clamp on its input's own grid, which its producer can do, and for a
+        requantization.
     """
     if step.kind in ("relu", "relu6"):
         return plan.quantization()[step.inputs[0]] == (step.scale, step.zero_point)
-    return step.kind in ("pad", "reshape", "transpose", "requantize")
+    return step.kind in ("constant", "pad", "reshape", "transpose", "requantize")
 
 
 def names_by_scale(plan: Frozen) -> Mapping[float, frozenset[str]]:
@@ -164,7 +171,7 @@ def _narrowed(plan: Frozen) -> Frozen:
         if step.kind in FIXED_SCALE:
             _expect(step, _WIDE_FIXED, f"that LiteRT fixes for {step.kind} in int16")
             grid = FIXED_SCALE[step.kind]
-        elif step.kind in SAME_SCALE or (folds(plan, step) and step.kind != "requantize"):
+        elif step.kind in SAME_SCALE or (folds(plan, step) and step.kind not in _OWN_SCALE):
             before = plan.quantization()[step.inputs[0]]
             _expect(step, before, f"of its input {step.inputs[0]!r}")
             grid = grids[step.inputs[0]]
@@ -213,6 +220,16 @@ def _expect(step: FrozenStep, grid: tuple[float, int], whose: str) -> None:
             f"step {step.name!r} ({step.kind}) has scale {step.scale} and zero point "
             f"{step.zero_point}; expected {grid[0]} and {grid[1]}, those {whose}"
         )
+
+
+def _tensor(codes: Codes, scale: float, rng: np.random.Generator, seen: set[bytes]) -> Codes:
+    """Pseudo-random codes that no other constant has, on the label of their tensor."""
+    while True:
+        pattern = rng.integers(-128, 128, codes.codes.shape, np.int8)
+        if pattern.tobytes() not in seen and (pattern != codes.zero_point).any():
+            break
+    seen.add(pattern.tobytes())
+    return Codes(pattern, np.asarray(scale, np.float32), None, codes.zero_point)
 
 
 def _constant(codes: Codes, input_scale: float, rng: np.random.Generator, *, weight: bool) -> Codes:

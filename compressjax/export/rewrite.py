@@ -8,14 +8,13 @@ converters give the same integers, and nothing is left to a recomputed scale.
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import Any
 
 import numpy as np
 
 from compressjax.export import clamps, flatbuffer, int16, operators
 from compressjax.export._require import require
-from compressjax.export.match import Matched, match
+from compressjax.export.match import Matched, match, same_layout
 from compressjax.quant.frozen import Codes, Frozen, FrozenStep
 
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
@@ -51,6 +50,8 @@ def rewrite(raw: bytes, plan: Frozen, labelled: Frozen, *, int8_io: bool) -> byt
         graph.tensors[tensor].name = name
         scale, zero_point = grids[value]
         _set_grid(graph.tensors[tensor], scale, zero_point, 0)
+    for tensor, name in matched.constants.items():
+        _fill(model, graph.tensors[tensor], steps[name].constants[0], labels[name].constants[0])
     for operator, name in matched.steps:
         operators.correct(model, operator, steps[name])
         writer = _Constants(model, operator, steps[name], labels[name])
@@ -73,6 +74,17 @@ def _set_grid(tensor: Any, scale: np.ndarray | float, zero_point: int, axis: int
     tensor.quantization = schema.QuantizationParametersT(
         scale=scales, zeroPoint=points, quantizedDimension=axis
     )
+
+
+def _fill(model: Any, tensor: Any, codes: Codes, label: Codes) -> None:
+    """Writes the codes of a constant that is a tensor of its own."""
+    schema = require("ai_edge_litert.schema_py_generated")
+    old = flatbuffer.constant(model, tensor)
+    data = None if old is None else same_layout(label.codes, old, codes.codes)
+    assert data is not None  # as it was recognised
+    model.buffers.append(schema.BufferT(np.frombuffer(data.tobytes(), np.uint8)))
+    tensor.buffer = len(model.buffers) - 1
+    tensor.type = getattr(schema.TensorType, str(data.dtype).upper())
 
 
 class _Constants:
@@ -143,7 +155,7 @@ class _Constants:
     def _weight(self, place: int, old: np.ndarray, slot: int, weights: bool) -> None:
         codes, pattern = self.step.constants[slot], self.label.constants[slot].codes
         turned = (slice(None, None, -1),) * 2 if self.op == "TRANSPOSE_CONV" else ()
-        data = _same_layout(pattern[turned], old, codes.codes[turned])
+        data = same_layout(pattern[turned], old, codes.codes[turned])
         if data is None:
             raise ValueError(
                 f"operation {self.op}: its constant of shape {list(old.shape)} is not a layout of "
@@ -177,17 +189,6 @@ class _Constants:
         data = np.ascontiguousarray(bias.codes.reshape(-1))
         tensor = self._own(_BIAS.get(self.op, 2), data, f"{self.step.name}/bias")
         _set_grid(tensor, bias.scale, 0, 0)
-
-
-def _same_layout(pattern: np.ndarray, old: np.ndarray, codes: np.ndarray) -> np.ndarray | None:
-    """Moves the axes of `codes` as the converter moved those of `pattern` to get `old`."""
-    wide = old.astype(np.int16)
-    for order in itertools.permutations(range(pattern.ndim)):
-        moved = pattern.transpose(order)
-        if moved.size == old.size:
-            if (np.abs(moved.reshape(old.shape).astype(np.int16) - wide) <= 1).all():
-                return np.ascontiguousarray(codes.transpose(order).reshape(old.shape))
-    return None
 
 
 def _name_ends(graph: Any, signature: Any, matched: Matched, plan: Frozen) -> None:

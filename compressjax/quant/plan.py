@@ -40,12 +40,14 @@ class Step:
     Attributes:
       name: name of the step and of the tensor that it puts out.
       kind: `conv`, `depthwise_conv`, `dense`, `add`, ...: see `steps`.
-      inputs: tensor names; inputs of the plan or earlier steps.
+      inputs: tensor names; inputs of the plan or earlier steps. A `constant` has none: it is a
+        tensor, and no operation.
       shape: the output's shape.
       params: what the kind needs to know: strides, axes, sizes.
       lo: lower bound of a fused activation, or `None`.
       hi: upper bound of a fused activation, or `None`.
-      constant: the kernel of a contraction, or the constant operand of an elementwise step.
+      constant: the kernel of a contraction, the constant operand of an elementwise step, or what a
+        `constant` holds.
     """
 
     name: str

@@ -598,13 +598,11 @@ def test_names_are_unique():
         (lambda v, x: jnp.cumsum(x, -1), r"'cumsum_0' \(cumsum"),
         (lambda v, x: jnp.sort(x), r"\(sort"),
         (lambda v, x: jnp.sin(x), r"'sin_0' \(sin, output shape \(2, 8, 8, 4\)\).*Rewrite it"),
-        (lambda v, x: jnp.maximum(x, jnp.ones((1, 1, 1, 4))), "a bound that is no number"),
         (lambda v, x: 1.0 / (x + 2.0), "int8 division fails at run time on a divisor that is zero"),
         (lambda v, x: x / (x + 2.0), "divides by a value that depends on an input"),
         (lambda v, x: jnp.where(x > 1, x, 2 * x), r"'gt_0' \(gt"),
         (lambda v, x: lax.integer_pow(x, -2), "the power -2 is no product"),
         (lambda v, x: nn.selu(x), r"\(gt"),
-        (lambda v, x: jnp.einsum("bhwc,bcd->bhwd", x, jnp.ones((2, 4, 3))), "of a batch axis"),
         (lambda v, x: jax.nn.softmax(x, axis=(1, 2)), "divides by a value"),
         (lambda v, x: jnp.tile(x, (1, 2, 2, 1)), "along several axes"),
         (lambda v, x: x[jnp.array([0, 1]), jnp.array([1, 2])], "gathers in int8 along one axis"),
@@ -617,11 +615,6 @@ def test_names_are_unique():
             "no groups and no second stride",
         ),
         (lambda v, x: jnp.pad(x, 1, constant_values=1.0), "pads int8 with zeros"),
-        (lambda v, x: jnp.concatenate([x, jnp.ones(IMAGE)]), "a constant that LiteRT cannot take"),
-        (
-            lambda v, x: jnp.concatenate([x, jnp.broadcast_to(x[:, :1], IMAGE)]),
-            "repeats values",
-        ),
         (lambda v, x: nn.max_pool(x[..., 0], (2,)), "height and width"),
         (
             lambda v, x: lax.conv_general_dilated(

@@ -174,7 +174,7 @@ def expected(plan: Plan, variables: Any, moments: Mapping[str, Moments]) -> dict
         inputs = [known.get(name) for name in step.inputs]
         if step.kind in steps.CONTRACTIONS and step.name in moments:
             found: Moments | None = moments[step.name]
-        elif None in inputs:
+        elif None in inputs or not inputs:
             continue
         else:
             found = _through(step, [x for x in inputs if x], operands.get(step.name))

@@ -41,6 +41,8 @@ _RULES: Mapping[str, Callable[[Placer, Op], None]] = {
     "reduce_window_sum": windows.pool,
     "reduce_window_max": windows.pool,
     "concatenate": moves.concatenate,
+    "stack": moves.stack,
+    "rev": moves.reverse,
     "pad": moves.pad,
     "reshape": moves.reshape,
     "squeeze": moves.reshape,
@@ -124,12 +126,14 @@ def _walk(placer: Placer) -> Iterator[Refusal]:
         groups[match.ops[-1]] = functools.partial(pointwise.function, placer, match), match.ops
         placer.covered.update(match.ops)
     for found in norms.variances(graph):
+        if graph.is_static(found.x):
+            continue
         groups[found.ops[0]] = functools.partial(norms.place_variance, placer, found), found.ops
         placer.covered.update(found.ops)
     for op in graph.ops:
         if op in placer.covered and op not in groups:
             continue
-        if op not in groups and all(map(graph.is_static, op.outputs)):
+        if op not in groups and all(graph.is_static(v) or 0 in v.shape for v in op.outputs):
             continue
         place_group, ops = groups.get(op, (functools.partial(_place_op, placer, op), (op,)))
         try:

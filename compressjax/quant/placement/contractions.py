@@ -154,11 +154,9 @@ def dot(placer: Placer, op: Op) -> None:
     """An input times a kernel, on either side and over any axes; or a product of two inputs."""
     (lhs_contract, rhs_contract), batch = op.params["dimension_numbers"]
     lhs, rhs = op.inputs
-    if not (placer.graph.is_static(lhs) or placer.graph.is_static(rhs)):
+    if any(batch) or not (placer.graph.is_static(lhs) or placer.graph.is_static(rhs)):
         product(placer, op)
         return
-    if any(batch):
-        placer.refuse(op, "a kernel of its own for each index of a batch axis is no int8 operation")
     kernel_first = placer.graph.is_static(lhs)
     x_value, w_value = (rhs, lhs) if kernel_first else (lhs, rhs)
     x_contract, w_contract = lhs_contract, rhs_contract
@@ -198,7 +196,7 @@ def dot(placer: Placer, op: Op) -> None:
 
 
 def product(placer: Placer, op: Op) -> None:
-    """Two inputs: a matrix product for each index of the batch axes."""
+    """Two inputs, or a kernel for each index of the batch axes: as many matrix products."""
     contracts, batches = op.params["dimension_numbers"]
     shapes = [value.shape for value in op.inputs]
     free = [

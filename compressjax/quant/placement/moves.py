@@ -11,9 +11,11 @@ from compressjax.quant.placement.placer import Placer, literal
 
 
 def shareable(placer: Placer, op: Op) -> list[str]:
-    """The tensors that an operation reads, ready to share one range."""
+    """The tensors that an operation reads, ready to share one range; empty ones are left out."""
     inputs = []
     for i, value in enumerate(op.inputs):
+        if 0 in value.shape:
+            continue
         name = placer.tensor(op, value)
         if placer.range_of(name) in placer.fixed:
             # A fixed grid cannot be shared with the other parts: store the part on theirs.
@@ -27,6 +29,9 @@ def shareable(placer: Placer, op: Op) -> list[str]:
 def concatenate(placer: Placer, op: Op) -> None:
     """Concatenation: all parts share one range."""
     inputs = shareable(placer, op)
+    if len(inputs) == 1:
+        placer.tensors[op.outputs[0]] = inputs[0]
+        return
     params = {"axis": int(op.params["dimension"])}
     placer.add(op, "concatenate", inputs, op.outputs[0], params=params, same_range=True)
 
@@ -47,17 +52,17 @@ def reshape(placer: Placer, op: Op) -> None:
     """Reshapes, and broadcasts that only add axes of size one."""
     x_value, out = op.inputs[0], op.outputs[0]
     shape = op.out_shape
+    x = placer.tensor(op, x_value)
     if op.kind == "broadcast_in_dim" and math.prod(shape) != math.prod(x_value.shape):
         if _repetition(placer, op):
             return
-        # The reader broadcasts by itself: only the new axes of size one are needed.
-        readers = placer.graph.consumers.get(out, ())
-        if not readers or any(r.kind not in ("add", "sub", "mul") for r in readers):
-            placer.refuse(op, "it repeats values for an operation that does not broadcast")
         dims = op.params["broadcast_dimensions"]
         sizes = {d: x_value.shape[i] for i, d in enumerate(dims)}
         shape = tuple(sizes.get(axis, 1) for axis in range(len(shape)))
-    x = placer.tensor(op, x_value)
+        if not _broadcasts(placer.graph, op):
+            x = reshaped(placer, op, x, shape, "expanded")
+            _repeat_axes(placer, op, x, shape)
+            return
     if shape == x_value.shape:
         placer.tensors[out] = x
         return
@@ -71,9 +76,36 @@ def transpose(placer: Placer, op: Op) -> None:
     placer.add(op, "transpose", [x], op.outputs[0], params=params, same_range=True)
 
 
+def stack(placer: Placer, op: Op) -> None:
+    """A concatenation along a new axis."""
+    axis, parts = int(op.params["axis"]), shareable(placer, op)
+    shape = tuple(1 if i == axis else size for i, size in enumerate(op.out_shape))
+    parts = [reshaped(placer, op, x, shape, f"expanded_{i}") for i, x in enumerate(parts)]
+    params = {"axis": axis}
+    placer.add(op, "concatenate", parts, op.outputs[0], params=params, same_range=True)
+
+
+def reverse(placer: Placer, op: Op) -> None:
+    """A reversal is a choice of positions, the last one first."""
+    axes = [axis for axis in op.params["dimensions"] if op.out_shape[axis] > 1]
+    x = placer.tensor(op, op.inputs[0])
+    if not axes:
+        placer.tensors[op.outputs[0]] = x
+    for i, axis in enumerate(axes):
+        params = {"axis": int(axis), "indices": tuple(reversed(range(op.out_shape[axis])))}
+        last = i == len(axes) - 1
+        x = placer.add(
+            op, "gather", [x], op.outputs[0] if last else None,
+            name=op.name if last else f"{op.name}/axis_{axis}", params=params, same_range=True,
+        )  # fmt: skip
+
+
 def slice_(placer: Placer, op: Op) -> None:
     """A strided slice."""
     x = placer.tensor(op, op.inputs[0])
+    if op.out_shape == op.inputs[0].shape:  # all of it
+        placer.tensors[op.outputs[0]] = x
+        return
     starts, limits = op.params["start_indices"], op.params["limit_indices"]
     strides = op.params["strides"] or (1,) * len(starts)
     params = {"starts": tuple(starts), "limits": tuple(limits), "strides": tuple(strides)}
@@ -135,6 +167,9 @@ def _known_indices(graph: Graph, value: Value) -> np.ndarray | None:
 def _take(placer: Placer, op: Op, value: Value, axis: int, indices: np.ndarray) -> None:
     """Chooses positions of an axis; an image enlarged along both of its axes is one step."""
     x, chosen = placer.tensor(op, op.inputs[0]), tuple(int(index) for index in indices)
+    if chosen == tuple(range(_shape(placer, x)[axis])):  # each of them, in order
+        placer.tensors[value] = x
+        return
     before = placer.steps[-1] if placer.steps else None
     alone = placer.only_reader(op.inputs[0]) is op and [*placer.tensors.values()].count(x) == 1
     if before is not None and before.name == x and alone:
@@ -174,6 +209,42 @@ def _repeat_whole(placer: Placer, op: Op, value: Value, axis: int, count: int) -
     inputs = [placer.tensor(op, op.inputs[0])] * count
     params = {"axis": axis}
     placer.add(op, "concatenate", inputs, value, shape=value.shape, params=params, same_range=True)
+
+
+def _grown(op: Op) -> set[int]:
+    """The axes along which a broadcast repeats values."""
+    dims, shape = op.params["broadcast_dimensions"], op.inputs[0].shape
+    sizes = {dim: shape[i] for i, dim in enumerate(dims)}
+    return {axis for axis, size in enumerate(op.out_shape) if sizes.get(axis, 1) != size}
+
+
+def _broadcasts(graph: Graph, op: Op) -> bool:
+    """Whether all that read a broadcast repeat its values by themselves, beside a whole operand."""
+    value, grown = op.outputs[0], _grown(op)
+    readers = graph.consumers.get(value, ())
+    for reader in readers:
+        other = next((operand for operand in reader.inputs if operand is not value), None)
+        if reader.kind not in ("add", "sub", "mul") or other is None:
+            return False
+        producer = graph.producers.get(other)
+        alike = producer is not None and producer.kind == "broadcast_in_dim"
+        if alike and producer is not None and not graph.is_static(other):
+            if grown & _grown(producer):
+                return False
+    return bool(readers) and value not in graph.outputs
+
+
+def _repeat_axes(placer: Placer, op: Op, x: str, shape: tuple[int, ...]) -> None:
+    """Repeats what stands once along an axis."""
+    axes = [axis for axis, size in enumerate(op.out_shape) if size != shape[axis]]
+    for axis in axes:
+        shape = (*shape[:axis], op.out_shape[axis], *shape[axis + 1 :])
+        last = axis == axes[-1]
+        params = {"axis": axis, "indices": (0,) * op.out_shape[axis]}
+        x = placer.add(
+            op, "gather", [x], op.outputs[0] if last else None, shape=shape,
+            name=op.name if last else f"{op.name}/axis_{axis}", params=params, same_range=True,
+        )  # fmt: skip
 
 
 def _repetition(placer: Placer, op: Op) -> bool:

@@ -87,10 +87,22 @@ class Placer:
             yield Refusal(f"output_{i}", "output", why, f"{why}: {advice}", advice)
 
     def plan(self) -> Plan:
-        """What was collected, as a plan."""
+        """What was collected and is read, as a plan."""
         outputs = tuple(self.tensors[value] for value in self.graph.outputs)
-        ranges = {name: self.range_of(name) for name in self.ranges}
-        return Plan(self.graph, self.graph.inputs, tuple(self.steps), outputs, ranges, self.fixed)
+        read, steps = set(outputs), []
+        for step in reversed(self.steps):
+            if step.name in read:
+                steps.append(step)
+                read.update(step.inputs)
+        names = [*self.graph.inputs, *(step.name for step in reversed(steps))]
+        keys: dict[str, str] = {}  # of a range whose tensor is gone, the first that has it
+        for name in names:
+            key = self.range_of(name)
+            keys.setdefault(key, key if key in names else name)
+        ranges = {name: keys[self.range_of(name)] for name in names}
+        fixed = {keys[name]: grid for name, grid in self.fixed.items() if name in keys}
+        steps.reverse()
+        return Plan(self.graph, self.graph.inputs, tuple(steps), outputs, ranges, fixed)
 
     def assume(self, op: Op) -> None:
         """Goes on behind an operation that was refused, as if it were an input of its own."""
@@ -127,10 +139,18 @@ class Placer:
         self.ranges[drop] = keep
 
     def tensor(self, op: Op, value: Value) -> str:
-        """The name of the tensor that a value is."""
-        if value not in self.tensors:
-            self.refuse(op, "one of its operands is a constant that LiteRT cannot take there")
-        return self.tensors[value]
+        """The name of the tensor that a value is; what depends on no input becomes a constant."""
+        if value in self.tensors:
+            return self.tensors[value]
+        if not self.graph.is_static(value) or 0 in value.shape:
+            self.refuse(op, "one of its operands is empty, or was never computed")
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            self.refuse(op, f"one of its operands is a constant of {value.dtype}, not of floats")
+        name = f"{op.name}/constant"
+        count = sum(step.name.startswith(name) for step in self.steps)
+        name = f"{name}_{count}" if count else name
+        constant = Constant(value, None, lambda real: real)
+        return self.add(op, "constant", [], None, name=name, shape=value.shape, constant=constant)
 
     def add(
         self,

@@ -159,14 +159,14 @@ def select(placer: Placer, op: Op) -> None:
 
 
 def relu(placer: Placer, op: Op) -> None:
-    """A ReLU that could not be fused, or the larger or smaller of two tensors."""
-    if op.kind in ("max", "min") and not any(map(placer.graph.is_static, op.inputs)):
+    """A ReLU that could not be fused, or the larger or smaller of two operands."""
+    dynamic = next((value for value in op.inputs if not placer.graph.is_static(value)), None)
+    bounds = clamp_bounds(op, dynamic) if dynamic is not None else None
+    if op.kind in ("max", "min") and bounds is None:
         inputs = shareable(placer, op)
         kind = {"max": "maximum", "min": "minimum"}[op.kind]
         placer.add(op, kind, inputs, op.outputs[0], same_range=True)
         return
-    dynamic = next((value for value in op.inputs if not placer.graph.is_static(value)), None)
-    bounds = clamp_bounds(op, dynamic) if dynamic is not None else None
     if dynamic is None or bounds is None:
         placer.refuse(op, "a bound that is no number is no clamp of LiteRT")
     end = op.outputs[0]

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 KINDS: Mapping[str, Kind] = {
+    "constant": moves.CONSTANT,
     "conv": contractions.CONV,
     "depthwise_conv": contractions.CONV,
     "transpose_conv": contractions.CONV,

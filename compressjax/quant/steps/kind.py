@@ -35,11 +35,13 @@ class Coded(NamedTuple):
       codes: integer-valued float32, in the shape of the real value.
       grid: its scale (`[O]` for a kernel with one scale per channel) and zero point.
       bias: integer-valued float32 `[O]` at the scale of input times weight, or `None`.
+      ends: of the real values before the grid clamped them, of a constant that is a tensor.
     """
 
     codes: jax.Array
     grid: Affine
     bias: jax.Array | None
+    ends: Range | None = None
 
 
 class Stored(NamedTuple):

@@ -1,4 +1,4 @@
-"""Steps that move values without changing them: the same on real values and on codes."""
+"""Steps that hold or move values without changing them: the same on real values and on codes."""
 
 from collections.abc import Callable, Sequence
 
@@ -54,6 +54,12 @@ def _pad(least: float) -> Callable[[Call], Stored]:
     return lattice_step
 
 
+def _lattice_constant(call: Call) -> Stored:
+    assert call.coded is not None
+    return Stored(call.coded.codes, call.coded.ends)
+
+
+CONSTANT = Kind(lambda step, inputs, constants: constants[0], _lattice_constant, _lattice_constant)
 RESHAPE = move(lambda step, inputs: inputs[0].reshape(step.shape))
 TRANSPOSE = move(lambda step, inputs: jnp.transpose(inputs[0], step.params["permutation"]))
 SLICE = move(_slice)

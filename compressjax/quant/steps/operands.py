@@ -14,10 +14,10 @@ from compressjax import graph as graphs
 from compressjax.quant import lattice
 from compressjax.quant.grids import Grid
 from compressjax.quant.lattice import Affine
-from compressjax.quant.lattice.grid import ratio
+from compressjax.quant.lattice.grid import CODE_MAX, CODE_MIN, ratio
 from compressjax.quant.plan import Constant, Plan, Step
 from compressjax.quant.ranges import WIDE_CODES, grid_of, widened
-from compressjax.quant.steps.kind import Coded, Operand
+from compressjax.quant.steps.kind import Coded, Operand, ends_of
 
 CONTRACTIONS = frozenset({"conv", "depthwise_conv", "transpose_conv", "dense"})
 # A bias of at most this many codes keeps the sum of a contraction far from int32's end.
@@ -96,7 +96,7 @@ def code_kernel(
 
 
 def code_constant(step: Step, operand: Operand, out_grid: Affine, *, wide: bool = False) -> Coded:
-    """Puts the constant of an elementwise step on an affine grid.
+    """Puts the constant of an elementwise step on an affine grid, a `constant` on the step's own.
 
     The grid is never so fine that XNNPACK's fixed point would lose it.
 
@@ -110,10 +110,13 @@ def code_constant(step: Step, operand: Operand, out_grid: Affine, *, wide: bool 
       The codes; straight-through gradients reach the operand.
     """
     value = operand.value
+    codes = lattice.wide.CODES if wide else (CODE_MIN, CODE_MAX)
+    if step.kind == "constant":
+        return Coded(lattice.quantize(value, out_grid, codes), out_grid, None, ends_of(value))
     if wide:
         own = grid_of(value.min(), value.max(), WIDE_CODES, symmetric=True)
         own = jax.tree.map(lax.stop_gradient, own)
-        return Coded(lattice.quantize(value, own, lattice.wide.CODES), own, None)
+        return Coded(lattice.quantize(value, own, codes), own, None)
     least = out_grid.scale * jnp.float32(2.0**-8) if step.kind != "mul" else jnp.float32(0.0)
     grid = grid_of(*widened((value.min(), value.max()), least))
     grid = jax.tree.map(lax.stop_gradient, grid)
