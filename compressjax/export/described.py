@@ -17,13 +17,15 @@ from compressjax.export import flatbuffer, meaning, sparse
 from compressjax.export._require import require
 
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
-_CODES = ("INT8", "INT4", "UINT8")
+# Bits of the codes of each type, as kernels compute on them.
+_BITS: Mapping[str, int] = {"INT8": 8, "INT4": 8, "UINT8": 8, "INT16": 16}
 # What a tensor of the file is in JAX: codes are float32, and wide integers have 32 bits.
 _DTYPES: Mapping[str, Any] = {
     "FLOAT32": jnp.float32, "FLOAT16": jnp.float32, "INT8": jnp.float32, "INT4": jnp.float32,
-    "UINT8": jnp.int32, "INT32": jnp.int32, "INT64": jnp.int32, "BOOL": jnp.bool_,
+    "INT16": jnp.float32, "UINT8": jnp.int32, "INT32": jnp.int32, "INT64": jnp.int32,
+    "BOOL": jnp.bool_,
 }  # fmt: skip
-_WIDE = "16-bit activations (int16x8)"
+_STORED: Mapping[str, Any] = {"INT8": jnp.int8, "INT16": jnp.int16}
 
 
 class Node(NamedTuple):
@@ -52,7 +54,7 @@ class File(NamedTuple):
         shapes: at the batch of the file; `None` where a computed size is open.
         dtypes: in JAX.
         axes: along which axis the scales of a grid lie.
-        codes: int8 tensors that are given or computed, in order.
+        codes: int8 and int16 tensors that are given or computed, in order, with their types.
         reals: float tensors that are computed from the inputs and are no outputs, in order.
         inputs: the file's, in the order of the exported function.
         outputs: the same.
@@ -65,7 +67,7 @@ class File(NamedTuple):
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[Any, ...]
     axes: tuple[int, ...]
-    codes: tuple[int, ...]
+    codes: Mapping[int, Any]
     reals: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -113,7 +115,8 @@ def describe(data: bytes) -> tuple[File, tuple[Node, ...], dict[str, Any]]:
     }
     for node in nodes:
         tensors = [i for i in (*node.outputs, *node.inputs) if i >= 0]
-        _check_grids(node, [grids.get(names[i]) for i in tensors], names[node.outputs[0]])
+        bits = _BITS.get(kinds[node.outputs[0]], 0)
+        _check_grids(node, [grids.get(names[i]) for i in tensors], bits, names[node.outputs[0]])
     return _file(unpacked, graph, names, kinds, nodes, fixed), tuple(nodes), grids
 
 
@@ -146,7 +149,7 @@ def _file(
             0 if tensor.quantization is None else tensor.quantization.quantizedDimension
             for tensor in graph.tensors
         ),
-        codes=tuple(i for i in (*inputs, *made) if kinds[i] == "INT8"),
+        codes={i: _STORED[kinds[i]] for i in (*inputs, *made) if kinds[i] in _STORED},
         reals=tuple(i for i in made if kinds[i] == "FLOAT32" and i in given and i not in outputs),
         inputs=inputs,
         outputs=outputs,
@@ -177,10 +180,8 @@ def _rule(
         )
     for tensor in (i for i in (*inputs, *outputs) if i >= 0):
         if kinds[tensor] not in _DTYPES:
-            wide = f"; {_WIDE} are not rebuilt: run and verify(file, q, ...) take them"
             raise ValueError(
-                f"{where} has a tensor that is {kinds[tensor]}, expected float32, float16, int8 or "
-                f"int4{wide if kinds[tensor] == 'INT16' else ''}"
+                f"{where} has a tensor that is {kinds[tensor]}, expected {', '.join(_DTYPES)}"
             )
         if (
             kinds[tensor] == "UINT8"
@@ -192,9 +193,16 @@ def _rule(
         return None
     known = [_coded(graph.tensors[i], kinds[i]) if i >= 0 else False for i in inputs]
     made = outputs[0]
-    coded = _coded(graph.tensors[made], kinds[made])
-    coded = coded or (kinds[made] not in ("FLOAT32", "FLOAT16") and any(known))
-    rule = meaning.find(kind, coded=coded, kernel_coded=len(known) > 1 and known[1])
+    bits = {_BITS[kinds[i]] for i, coded in zip(inputs, known, strict=True) if coded}
+    if _coded(graph.tensors[made], kinds[made]):
+        bits = {_BITS[kinds[made]]} | (bits if kind == "QUANTIZE" else set())
+    elif kinds[made] in ("FLOAT32", "FLOAT16"):
+        bits = set()
+    mixed = len(bits) > 1
+    kernel_coded = len(known) > 1 and known[1]
+    rule = (
+        None if mixed else meaning.find(kind, bits=max(bits, default=0), kernel_coded=kernel_coded)
+    )
     if rule is None:
         raise ValueError(
             f"{where} computes {kinds[made]} from {[kinds[i] for i in inputs if i >= 0]}, and is "
@@ -203,14 +211,17 @@ def _rule(
     return rule
 
 
-def _check_grids(node: Node, grids: Sequence[Mapping[str, Any] | None], name: str) -> None:
+def _check_grids(
+    node: Node, grids: Sequence[Mapping[str, Any] | None], bits: int, name: str
+) -> None:
     """Refuses grids that LiteRT's specification does not allow, the output's first."""
     known, where = [grid for grid in grids if grid is not None], f"{node.kind} of {name!r}"
-    if not known or (node.kind not in meaning.ONE_GRID and node.kind not in meaning.FIXED):
+    fixed = meaning.FIXED.get(bits, {})
+    if not known or (node.kind not in meaning.ONE_GRID and node.kind not in fixed):
         return
     pairs = [(grid["scale"].tolist(), float(grid["zero_point"])) for grid in known]
-    if node.kind in meaning.FIXED:
-        wanted = meaning.FIXED[node.kind][1]
+    if node.kind in fixed:
+        wanted = fixed[node.kind][1]
         if pairs[0] != (np.float32(wanted[0]).item(), wanted[1]):
             raise ValueError(f"{where} puts out the grid {pairs[0]}, LiteRT fixes it to {wanted}")
     elif any(pair != pairs[0] for pair in pairs):
@@ -227,12 +238,12 @@ def _coded(tensor: Any, kind: str) -> bool:
     """Whether a tensor holds codes; bytes without a scale are integers."""
     grid = tensor.quantization
     scaled = grid is not None and grid.scale is not None and len(grid.scale) > 0
-    return kind in ("INT8", "INT4") or (kind == "UINT8" and scaled)
+    return kind in ("INT8", "INT4", "INT16") or (kind == "UINT8" and scaled)
 
 
 def _is_bias(tensor: Any, kind: str) -> bool:
     grid = tensor.quantization
-    return kind == "INT32" and grid is not None and grid.scale is not None
+    return kind in ("INT32", "INT64") and grid is not None and grid.scale is not None
 
 
 def _shape(tensor: Any, given: bool) -> tuple[int | None, ...]:

@@ -20,6 +20,9 @@ from compressjax.export.described import File, Node
 from compressjax.quant import lattice
 from compressjax.quant.lattice import Affine
 
+_NARROW = (-128.0, 127.0)
+_LARGEST_BIAS = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
@@ -40,7 +43,7 @@ class Loaded:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Names of the int8 tensors that are given or computed; none in a float file."""
+        """Names of the int8 and int16 tensors that are given or computed; none in a float file."""
         return tuple(self._file.names[i] for i in self._file.codes)
 
     @property
@@ -88,14 +91,13 @@ class Loaded:
         """Computes what is inside, by the tensors' names; arguments as `apply`.
 
         Returns:
-            The codes of every int8 tensor, and the values of the float ones that follow from the
-            inputs.
+            The codes of every int8 and int16 tensor, and the values of the float ones that follow
+            from the inputs.
         """
         values, rows = self._run(variables, inputs)
         cut = {i: _cut(values[i], rows, self._file.batch) for i in self.computed}
         return {
-            self._file.names[i]: x.astype(jnp.int8) if i in self._file.codes else x
-            for i, x in cut.items()
+            self._file.names[i]: x.astype(self._file.codes.get(i, x.dtype)) for i, x in cut.items()
         }
 
     def _real(self, tensor: int, value: jax.Array, variables: Any) -> jax.Array:
@@ -130,15 +132,15 @@ def load(model: flatbuffer.File) -> Loaded:
     """Reads a .tflite as a network that runs in JAX.
 
     Args:
-        model: the file, as bytes or as a path: int8, float32, float16, weights alone in int8 or
-            int4, or dynamic-range; with float, int8 or uint8 ends, and with what `ends.py` puts
-            before and behind a model.
+        model: the file, as bytes or as a path: int8, int16x8, float32, float16, weights alone in
+            int8 or int4, or dynamic-range; with float or integer ends, and with what `ends.py`
+            puts before and behind a model.
 
     Returns:
         The network: pure functions of its variables, which jit, vmap, shard and, on float
-        constants, differentiate as any others. What it computes on int8 codes are the values of
-        LiteRT's default kernels bit for bit; what it computes on real values are theirs within
-        float32's rounding. `verify` says so for a file.
+        constants, differentiate as any others. What it computes on codes are the values of LiteRT's
+        default kernels bit for bit; what it computes on real values are theirs within float32's
+        rounding. `verify` says so for a file.
 
     Raises:
         OSError: the path cannot be read.
@@ -170,7 +172,11 @@ def _stored(file: File, tensor: int, coded: bool) -> jax.Array:
     values = file.fixed[tensor]
     if coded and values.dtype == np.uint8:
         values = (values.astype(np.int16) - 128).astype(np.int8)
-    return jnp.asarray(values)
+    if values.dtype == np.int64 and np.abs(values).max(initial=0) > _LARGEST_BIAS:
+        raise ValueError(
+            f"tensor {file.names[tensor]!r} is a bias of over 31 bits: load keeps biases in int32"
+        )
+    return jnp.asarray(_narrow(values))
 
 
 def _grids(file: File, variables: Any) -> dict[int, Affine]:
@@ -189,9 +195,14 @@ def _evaluate(
     grids, known = _grids(file, variables), dict(file.fixed)
     values: dict[int, Any] = {i: _narrow(x) for i, x in known.items() if i not in file.params}
     for tensor, name in file.params.items():
-        values[tensor] = variables["params"][name].astype(jnp.float32)
+        value = variables["params"][name]
+        values[tensor] = value if value.dtype == jnp.int32 else value.astype(jnp.float32)
     for tensor, x in zip(file.inputs, inputs, strict=True):
-        values[tensor] = lattice.quantize(x, grids[tensor]) if tensor in grids else x
+        if tensor in grids:
+            wide = file.codes.get(tensor) == jnp.int16
+            limits = lattice.wide.CODES if wide else _NARROW
+            x = lattice.quantize(x, grids[tensor], limits)
+        values[tensor] = x
     for node in nodes:
         if node.rule is None:
             made: Any = np.asarray(values[node.inputs[0]].shape, np.int32)

@@ -137,6 +137,26 @@ def test_sparse_and_narrow_weights():
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_file_of_16_bits():
+    def network(variables, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, variables["a"], (1, 1), "SAME", None, None, numbers)
+        y = (jax.nn.relu(y) * 0.5 + x)[:, 1:]
+        y = jax.nn.sigmoid(y) - jnp.tanh(y)
+        return jnp.concatenate([y, 2 * y], -1).mean((1, 2)) @ variables["b"] + 3.0
+
+    draw, x = np.random.default_rng(4).normal, _images(6, 5, 5, 4)
+    variables = {"a": jnp.float32(draw(size=(3, 3, 4, 4))), "b": jnp.float32(draw(size=(8, 3)))}
+    q = cj.quantize(network, cj.quant.int16x8())
+    qv = q.calibrate(variables, [x])
+    data = tflite(q, qv, x[:2], via="litert", int8_io=True)
+    loaded = load(data)
+    parity = verify(data, loaded, loaded.variables, x)
+    assert parity.differing == 0
+    assert len(parity.layers) > 9
+    assert loaded.tolerance == 0
+
+
 def _changed(data: bytes, change) -> bytes:
     model = flatbuffer.read(data)
     change(model, {flatbuffer.text(t.name): t for t in model.subgraphs[0].tensors})

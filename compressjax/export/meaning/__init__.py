@@ -1,47 +1,49 @@
 """What the operators of a .tflite compute: one rule for each, by the kind of its numbers.
 
 `call.py` says what a rule is given; `moves.py` has the operators that compute nothing, `codes.py`
-those of int8, `reals.py` those of float32 and of integers, `hybrid.py` those that multiply real
-values by codes; `contractions.py` is what the last three share.
+those of int8, `wide.py` those of int16, `reals.py` those of float32 and of integers, `hybrid.py`
+those that multiply real values by codes; `contractions.py` is what all but the first share.
 """
 
-from compressjax.export.meaning import codes, hybrid, moves, reals
+from collections.abc import Mapping
+
+from compressjax.export.meaning import codes, hybrid, moves, reals, wide
 from compressjax.export.meaning.call import Call, Rule
-from compressjax.export.meaning.codes import FIXED
 
 # Operators that want one grid for all their tensors.
 ONE_GRID = frozenset((*moves.RULES, *codes.ONE_GRID)) - {"EMBEDDING_LOOKUP"}
-# Operators between codes and real values, whatever they take.
-CROSSINGS = {"QUANTIZE": codes.quantize, "DEQUANTIZE": hybrid.dequantize}
-KNOWN = frozenset((*moves.RULES, *codes.RULES, *reals.RULES, *hybrid.RULES, *CROSSINGS, "SHAPE"))
-
+# By the bits of codes: operators whose output has a grid that LiteRT's specification fixes.
+FIXED: Mapping[int, Mapping[str, tuple[Rule, tuple[float, int]]]] = {8: codes.FIXED, 16: wide.FIXED}
+_CODED: Mapping[int, Mapping[str, Rule]] = {8: codes.RULES, 16: wide.RULES}
+_ALWAYS = {**moves.RULES, "DEQUANTIZE": hybrid.dequantize}
+_EXACT = (*_ALWAYS.values(), *codes.RULES.values(), *wide.RULES.values())
+KNOWN = frozenset((*_ALWAYS, *codes.RULES, *reals.RULES, *hybrid.RULES, *wide.RULES, "SHAPE"))
 SUMMED = 1e-5  # of the largest value: float32 added in another order
 _ANOTHER_CODE = 0.02  # a few codes of 255
 
-__all__ = ["CROSSINGS", "Call", "FIXED", "KNOWN", "ONE_GRID", "Rule", "SUMMED", "find", "tolerance"]
+__all__ = ["Call", "FIXED", "KNOWN", "ONE_GRID", "Rule", "SUMMED", "find", "tolerance"]
 
 
-def find(kind: str, *, coded: bool, kernel_coded: bool) -> Rule | None:
+def find(kind: str, *, bits: int, kernel_coded: bool) -> Rule | None:
     """Finds the rule of an operator.
 
     Args:
         kind: LiteRT's name of it.
-        coded: whether it computes on codes.
+        bits: of the codes that it computes on, 8 or 16; 0 if it computes on other values.
         kernel_coded: whether its operand 1 has codes.
 
     Returns:
         The rule; `None` where LiteRT has no such kernel, or it is not known here.
 
     Example:
-        >>> find("ADD", coded=False, kernel_coded=False) is reals.RULES["ADD"]
+        >>> find("ADD", bits=0, kernel_coded=False) is reals.RULES["ADD"]
         True
-        >>> find("FLOOR", coded=True, kernel_coded=False)
+        >>> find("FLOOR", bits=8, kernel_coded=False)
     """
-    for table in (CROSSINGS, moves.RULES):
-        if kind in table:
-            return table[kind]
-    if coded:
-        return codes.RULES.get(kind)
+    if kind in _ALWAYS:
+        return _ALWAYS[kind]
+    if bits:
+        return _CODED[bits].get(kind)
     return (hybrid.RULES if kernel_coded else reals.RULES).get(kind)
 
 
@@ -58,6 +60,6 @@ def tolerance(rule: Rule) -> float:
         >>> tolerance(codes.RULES["ADD"]), tolerance(reals.RULES["ADD"])
         (0.0, 1e-05)
     """
-    if rule in (*CROSSINGS.values(), *moves.RULES.values(), *codes.RULES.values()):
+    if rule in _EXACT:
         return 0.0
     return _ANOTHER_CODE if rule in hybrid.RULES.values() else SUMMED

@@ -19,7 +19,7 @@ from compressjax.quant.lattice import Affine
 
 def _conv(call: Call, operands: Operands, window: Window) -> jax.Array:
     acc = lattice.conv_sum(
-        operands.x, operands.kernel, operands.bias, call.grid(operands.source),
+        operands.x, operands.kernel, _float(operands.bias), call.grid(operands.source),
         window_strides=window.strides, padding=window.padding, lhs_dilation=window.lhs_dilation,
         rhs_dilation=window.rhs_dilation, dimension_numbers=window.layout,
         feature_group_count=window.groups,
@@ -30,8 +30,12 @@ def _conv(call: Call, operands: Operands, window: Window) -> jax.Array:
 def _dense(call: Call, operands: Operands) -> jax.Array:
     numbers = (((1,), (1,)), ((), ()))
     x, kernel, bias, source = operands
-    acc = lattice.dot_sum(x, kernel, bias, call.grid(source), dimension_numbers=numbers)
+    acc = lattice.dot_sum(x, kernel, _float(bias), call.grid(source), dimension_numbers=numbers)
     return _rescaled(call, acc, source)
+
+
+def _float(bias: jax.Array | None) -> jax.Array | None:
+    return None if bias is None else bias.astype(jnp.float32)
 
 
 def _rescaled(call: Call, acc: jax.Array, source: int) -> jax.Array:
@@ -40,16 +44,19 @@ def _rescaled(call: Call, acc: jax.Array, source: int) -> jax.Array:
     return lattice.rescale(acc, call.grid(source), scale, call.out_grid(), axis, lo=lo, hi=hi)
 
 
-def _binary(function: Callable[..., jax.Array]) -> Rule:
+def binary(function: Callable[..., jax.Array]) -> Rule:
+    """Operators of two inputs, each with its own grid."""
+
     def rule(call: Call) -> jax.Array:
-        lo, hi = call.clamp()
-        grids = call.grid(0), call.grid(1), call.out_grid()
-        return function(call.inputs[0], call.inputs[1], *grids, lo=lo, hi=hi)
+        (a, b), (lo, hi) = same_rank(*call.inputs), call.clamp()
+        return function(a, b, call.grid(0), call.grid(1), call.out_grid(), lo=lo, hi=hi)
 
     return rule
 
 
-def _compared(function: Callable[..., jax.Array]) -> Rule:
+def compared(function: Callable[..., jax.Array]) -> Rule:
+    """Operators that compare codes of one grid."""
+
     def rule(call: Call) -> jax.Array:
         return function(call.inputs[0], call.inputs[1])
 
@@ -61,7 +68,9 @@ def _matmul(call: Call) -> jax.Array:
     return lattice.matmul_rescale(sums, call.grid(0), call.grid(1), call.out_grid())
 
 
-def _pool(function: Callable[..., jax.Array]) -> Rule:
+def pool(function: Callable[..., jax.Array]) -> Rule:
+    """Operators that slide a window."""
+
     def rule(call: Call) -> jax.Array:
         options, (lo, hi) = call.options, call.clamp()
         return function(
@@ -74,7 +83,9 @@ def _pool(function: Callable[..., jax.Array]) -> Rule:
     return rule
 
 
-def _total(function: Callable[..., jax.Array]) -> Rule:
+def total(function: Callable[..., jax.Array]) -> Rule:
+    """Operators that add along axes."""
+
     def rule(call: Call) -> jax.Array:
         keep = bool(call.options.keepDims)
         return function(call.inputs[0], call.grid(0), call.out_grid(), call.reduced(), keep)
@@ -82,7 +93,9 @@ def _total(function: Callable[..., jax.Array]) -> Rule:
     return rule
 
 
-def _extreme(function: Callable[..., jax.Array]) -> Rule:
+def extreme(function: Callable[..., jax.Array]) -> Rule:
+    """Operators that pick along axes."""
+
     def rule(call: Call) -> jax.Array:
         return function(call.inputs[0], axis=call.reduced(), keepdims=bool(call.options.keepDims))
 
@@ -96,7 +109,7 @@ def _table(function: Callable[[jax.Array, Affine, Affine], jax.Array]) -> Rule:
     return rule
 
 
-def _on_fixed_grid(function: Callable[[jax.Array, Affine], jax.Array]) -> Rule:
+def on_fixed_grid(function: Callable[[jax.Array, Affine], jax.Array]) -> Rule:
     """Functions whose output has the grid that LiteRT's specification fixes."""
 
     def rule(call: Call) -> jax.Array:
@@ -138,11 +151,6 @@ def _prelu(call: Call) -> jax.Array:
     return lattice.prelu(x, slope, call.grid(0), call.grid(1), call.out_grid())
 
 
-def _div(call: Call) -> jax.Array:
-    (a, b), (lo, hi) = same_rank(*call.inputs), call.clamp()
-    return lattice.div(a, b, call.grid(0), call.grid(1), call.out_grid(), lo=lo, hi=hi)
-
-
 def _comparison(rule: Rule) -> Rule:
     def compared(call: Call) -> jax.Array:
         sides = [lattice.comparable(call.inputs[i], call.grid(i)) for i in (0, 1)]
@@ -151,7 +159,7 @@ def _comparison(rule: Rule) -> Rule:
     return compared
 
 
-def quantize(call: Call) -> jax.Array:
+def _quantize(call: Call) -> jax.Array:
     """QUANTIZE: real values become codes, or codes go to another grid."""
     source = call.grids[0]
     if source is None:
@@ -162,29 +170,30 @@ def quantize(call: Call) -> jax.Array:
 _COMPARISONS = ("EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL")
 # Operators whose inputs and output have one grid, beside those of `moves.py`.
 ONE_GRID: Mapping[str, Rule] = {
-    "MAX_POOL_2D": _pool(lattice.max_pool), "AVERAGE_POOL_2D": _pool(lattice.avg_pool),
-    "REDUCE_MAX": _extreme(jnp.max), "REDUCE_MIN": _extreme(jnp.min),
-    "MAXIMUM": _compared(lattice.maximum), "MINIMUM": _compared(lattice.minimum),
+    "MAX_POOL_2D": pool(lattice.max_pool), "AVERAGE_POOL_2D": pool(lattice.avg_pool),
+    "REDUCE_MAX": extreme(jnp.max), "REDUCE_MIN": extreme(jnp.min),
+    "MAXIMUM": compared(lattice.maximum), "MINIMUM": compared(lattice.minimum),
     **{name: reals.RULES[name] for name in ("TOPK_V2", "SELECT", "SELECT_V2", "ONE_HOT")},
     "RESIZE_BILINEAR": _resize,
 }  # fmt: skip
 # Operators whose output has a grid that LiteRT's specification fixes.
 FIXED: Mapping[str, tuple[Rule, tuple[float, int]]] = {
-    "SOFTMAX": (_on_fixed_grid(lattice.softmax), lattice.SOFTMAX_GRID),
-    "LOGISTIC": (_on_fixed_grid(lattice.logistic), lattice.LOGISTIC_GRID),
-    "TANH": (_on_fixed_grid(lattice.tanh), lattice.TANH_GRID),
+    "SOFTMAX": (on_fixed_grid(lattice.softmax), lattice.SOFTMAX_GRID),
+    "LOGISTIC": (on_fixed_grid(lattice.logistic), lattice.LOGISTIC_GRID),
+    "TANH": (on_fixed_grid(lattice.tanh), lattice.TANH_GRID),
 }
 RULES: Mapping[str, Rule] = {
     **contractions.rules(Arithmetic(_conv, _dense)),
     **ONE_GRID,
+    "QUANTIZE": _quantize,
     **{name: rule for name, (rule, _) in FIXED.items()},
     **{name: reals.RULES[name] for name in ("ARG_MAX", "ARG_MIN")},
     **{name: _comparison(reals.RULES[name]) for name in _COMPARISONS},
-    "ABS": _table(lattice.absolute), "PRELU": _prelu, "DIV": _div,
+    "ABS": _table(lattice.absolute), "PRELU": _prelu, "DIV": binary(lattice.div),
     "SQUARED_DIFFERENCE": _difference,
-    "BATCH_MATMUL": _matmul, "ADD": _binary(lattice.add),
-    "SUB": _binary(lattice.sub), "MUL": _binary(lattice.mul), "MEAN": _total(lattice.mean),
-    "SUM": _total(lattice.sum), "RELU": _relu(0.0, None), "RELU6": _relu(0.0, 6.0),
+    "BATCH_MATMUL": _matmul, "ADD": binary(lattice.add),
+    "SUB": binary(lattice.sub), "MUL": binary(lattice.mul), "MEAN": total(lattice.mean),
+    "SUM": total(lattice.sum), "RELU": _relu(0.0, None), "RELU6": _relu(0.0, 6.0),
     "RELU_N1_TO_1": _relu(-1.0, 1.0), "RELU_0_TO_1": _relu(0.0, 1.0),
     "HARD_SWISH": _table(lattice.hard_swish), "ELU": _table(lattice.elu),
     "EXP": _table(lattice.exp), "LOG": _table(lattice.log), "SQRT": _table(lattice.sqrt),

@@ -21,7 +21,7 @@ class Operands(NamedTuple):
     Attributes:
         x: the input.
         kernel: as the layer's layout has it.
-        bias: `[O]` or `None`.
+        bias: `[O]`, int32 beside codes, or `None`.
         source: which operand of the operator `x` is; the kernel is always operand 1.
     """
 
@@ -121,7 +121,7 @@ def matmul_operands(call: Call) -> tuple[jax.Array, jax.Array]:
 
 def _operands(call: Call, source: int, bias: int) -> Operands:
     added = call.inputs[bias] if len(call.inputs) > bias else None
-    added = None if added is None else jnp.asarray(added, jnp.float32).ravel()
+    added = None if added is None else jnp.asarray(added).ravel()
     return Operands(call.inputs[source], call.inputs[1], added, source)
 
 

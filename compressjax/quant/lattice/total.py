@@ -56,7 +56,7 @@ def total(form: Bilinear, x: jax.Array, w: jax.Array, bias: jax.Array | None) ->
         form: the sum, from `products.convolution` or `products.dot`.
         x: codes in [-32768, 32767], float32; padded positions are 0, the zero point.
         w: weight codes in [-127, 127], float32 or bfloat16.
-        bias: integer-valued float32 of at most 2**38 in size, [O], or None.
+        bias: int32, or integer-valued float32 of at most 2**38 in size, [O]; or None.
 
     Returns:
         The sums.
@@ -82,11 +82,14 @@ def total(form: Bilinear, x: jax.Array, w: jax.Array, bias: jax.Array | None) ->
     approx = form.product(x, w.astype(x.dtype))
     if bias is not None:
         bias = along(bias, form.axis, upper.ndim)
-        approx = approx + bias
-        parts += [
-            (byte.astype(jnp.int32), shift)
-            for byte, shift in zip(_bytes(bias), (8, 0), strict=True)
-        ]
+        approx = approx + bias.astype(jnp.float32)
+        if bias.dtype == jnp.int32:
+            parts += [(bias, 0)]
+        else:
+            parts += [
+                (byte.astype(jnp.int32), shift)
+                for byte, shift in zip(_bytes(bias), (8, 0), strict=True)
+            ]
     return added(parts, approx)
 
 
