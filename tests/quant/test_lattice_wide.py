@@ -157,6 +157,26 @@ def test_pairs_equal_litert(operator, seed):
     assert_exact(apply, expected, floats(first), floats(second), *grids, forms=("jit",))
 
 
+@pytest.mark.parametrize("size", [5, 37, 1003])
+def test_sums_of_one_shape_equal_litert(size):
+    """Sixteen numbers of an example at a time are rounded otherwise than the last few."""
+    rng = np.random.default_rng(size)
+    apply = jax.jit(wide.add)
+    for ratio in (0.037, 0.9, 1.0, 3.3, 21.0):
+        a, out = draw_scale(rng), draw_scale(rng, -12, -8)
+        first, second = draw_codes(rng, 1, size), rng.permutation(draw_codes(rng, size))[None]
+        scales = (a, F32(a * ratio), out)
+        tensors = [wide_tensor(first.shape, scale) for scale in scales]
+        fused = ops.options("AddOptions", potScaleInt16=False)
+        model = ops.build("ADD", tensors[:2], tensors[2], fused, version=3)
+        expected = ops.run(model, first, second)
+        grids = [grid(scale, 0) for scale in scales]
+        found = apply(floats(first), floats(second), *grids)
+        np.testing.assert_array_equal(found, expected)
+        rows = [np.repeat(floats(each), 2, axis=0) for each in (first, second)]
+        np.testing.assert_array_equal(apply(*rows, *grids), np.repeat(expected, 2, axis=0))
+
+
 ALL = np.arange(-32768, 32768, dtype=np.int16).reshape(1, -1)
 
 
@@ -268,6 +288,29 @@ def test_softmaxes_equal_litert(length):
         model = ops.build("SOFTMAX", *tensors, ops.options("SoftmaxOptions", beta=1.0), version=3)
         expected = ops.run(model, x)
         assert_exact(wide_functions.softmax, expected, floats(x), grid(scale, 0), forms=("jit",))
+
+
+TABLED = {
+    "EXP": (wide_functions.exp, "ExpOptions", {}, lambda scale: np.exp(scale * 32767) / 32767),
+    "LOG": (wide_functions.log, None, {}, lambda scale: 1e-3),
+    "GELU": (wide_functions.gelu, "GeluOptions", {"approximate": False}, lambda scale: scale),
+    "tanh": (wide_functions.gelu, "GeluOptions", {"approximate": True}, lambda scale: scale * 0.7),
+}
+
+
+@pytest.mark.parametrize("name", TABLED)
+def test_tabled_functions_equal_litert(name):
+    rng = np.random.default_rng(0)
+    function, kind, how, out_scale = TABLED[name]
+    apply = jax.jit(lambda *arguments: function(*arguments, **how))
+    for _ in range(4):
+        scales = [scale := draw_scale(rng, -14, -11), F32(out_scale(scale))]
+        options = ops.options(kind, **how) if kind else None
+        tensors = [wide_tensor(ALL.shape, each) for each in scales]
+        operator = "GELU" if name == "tanh" else name
+        expected = ops.run(ops.build(operator, tensors[:1], tensors[1], options, version=2), ALL)
+        assert len(np.unique(expected)) > 1000
+        np.testing.assert_array_equal(apply(floats(ALL), *(grid(s, 0) for s in scales)), expected)
 
 
 def test_gradients_are_those_of_the_reals():

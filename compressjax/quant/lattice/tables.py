@@ -5,7 +5,7 @@ from two grids, so the table is made inside the traced function and ranges can s
 fills its tables with the C library's single-precision functions. XLA's own are some units in the
 last place away from those and differ between eager execution and jit, so the tables are evaluated
 in double precision (`jax.enable_x64` around 256 values) and rounded to single wherever LiteRT
-rounds (`_single`); that gives glibc's values, which are the correctly rounded ones but for a few in
+rounds (`single`); that gives glibc's values, which are the correctly rounded ones but for a few in
 a million. Another C library may put an entry that lies within 1e-5 steps of a tie one step away.
 """
 
@@ -59,7 +59,7 @@ def exp(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
         >>> exp(jnp.array([0.0, 2.0, 100.0]), grid, grid).tolist()
         [2.0, 5.0, 127.0]
     """
-    return _away(x, x_q, out_q, lambda real: _single(jnp.exp(real)), jnp.exp)
+    return _away(x, x_q, out_q, lambda real: single(jnp.exp(real)), jnp.exp)
 
 
 def log(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
@@ -83,9 +83,9 @@ def log(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     """
 
     def function(real: jax.Array) -> jax.Array:
-        return jnp.where(real > 0, _single(jnp.log(jnp.where(real > 0, real, 1.0))), -jnp.inf)
+        return jnp.where(real > 0, single(jnp.log(jnp.where(real > 0, real, 1.0))), -jnp.inf)
 
-    return _away(x, x_q, out_q, function, lambda real: _where_positive(jnp.log, real, -jnp.inf))
+    return _away(x, x_q, out_q, function, lambda real: where_positive(jnp.log, real, -jnp.inf))
 
 
 def gelu(x: jax.Array, x_q: Affine, out_q: Affine, *, approximate: bool) -> jax.Array:
@@ -110,19 +110,47 @@ def gelu(x: jax.Array, x_q: Affine, out_q: Affine, *, approximate: bool) -> jax.
         [0.0, -3.0, 100.0]
     """
 
-    def exact(real: jax.Array) -> jax.Array:
-        tail = _single(lax.erfc(_single(real * -np.float64(_HALF_ROOT))))
-        return _single(real * 0.5 * tail)
-
-    def tangent(real: jax.Array) -> jax.Array:
-        cube = _single(_single(_single(np.float64(_CUBE) * real) * real) * real)
-        inner = _single(np.float64(_ROOT_2_OVER_PI) * _single(real + cube))
-        return _single(real * 0.5 * _single(1.0 + _single(jnp.tanh(inner))))
-
     def smooth(real: jax.Array) -> jax.Array:
         return jax.nn.gelu(real, approximate=approximate)
 
-    return _away(x, x_q, out_q, tangent if approximate else exact, smooth)
+    return _away(x, x_q, out_q, single_tanh_gelu if approximate else single_gelu, smooth)
+
+
+def single_gelu(real: jax.Array) -> jax.Array:
+    """Evaluates 0.5 x erfc(-x sqrt(1/2)), rounded to single precision at every step.
+
+    Args:
+        real: float64 of any shape, values of single precision.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     float(single_gelu(jnp.float64(1.0)))
+        0.8413447141647339
+    """
+    tail = single(lax.erfc(single(real * -np.float64(_HALF_ROOT))))
+    return single(real * 0.5 * tail)
+
+
+def single_tanh_gelu(real: jax.Array) -> jax.Array:
+    """Evaluates 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x x x))), like `single_gelu`.
+
+    Args:
+        real: float64 of any shape, values of single precision.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     round(float(single_tanh_gelu(jnp.float64(1.0))), 6)
+        0.841192
+    """
+    cube = single(single(single(np.float64(_CUBE) * real) * real) * real)
+    inner = single(np.float64(_ROOT_2_OVER_PI) * single(real + cube))
+    return single(real * 0.5 * single(1.0 + single(jnp.tanh(inner))))
 
 
 def elu(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
@@ -146,9 +174,9 @@ def elu(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     """
     with jax.enable_x64(True):
         real, inverse, zero = _table_operands(x_q, out_q)
-        negative = _single(jnp.expm1(jnp.minimum(real, 0.0)))
-        steps = _single(jnp.where(real < 0, negative, real) * inverse)
-        table = jnp.round(_single(steps + zero)).clip(CODE_MIN, CODE_MAX).astype(jnp.float32)
+        negative = single(jnp.expm1(jnp.minimum(real, 0.0)))
+        steps = single(jnp.where(real < 0, negative, real) * inverse)
+        table = jnp.round(single(steps + zero)).clip(CODE_MIN, CODE_MAX).astype(jnp.float32)
     return _stored(x, x_q, out_q, table, jax.nn.elu)
 
 
@@ -173,10 +201,10 @@ def sqrt(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     """
     with jax.enable_x64(True):
         real, _, zero = _table_operands(x_q, out_q)
-        root = _single(jnp.sqrt(jnp.maximum(real, 0.0)))
-        steps = jnp.trunc(_single(root / f32(out_q.scale).astype(jnp.float64)))
+        root = single(jnp.sqrt(jnp.maximum(real, 0.0)))
+        steps = jnp.trunc(single(root / f32(out_q.scale).astype(jnp.float64)))
         table = (steps + zero).clip(CODE_MIN, CODE_MAX).astype(jnp.float32)
-    return _stored(x, x_q, out_q, table, lambda real: _where_positive(jnp.sqrt, real, 0.0))
+    return _stored(x, x_q, out_q, table, lambda real: where_positive(jnp.sqrt, real, 0.0))
 
 
 def rsqrt(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
@@ -201,14 +229,14 @@ def rsqrt(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
         [127.0, -108.0, -122.0]
     """
     with jax.enable_x64(True):
-        root = _single(jnp.sqrt(lax.stop_gradient(f32(x_q.scale)).astype(jnp.float64)))
-        scale = _single(root * lax.stop_gradient(f32(out_q.scale)).astype(jnp.float64))
+        root = single(jnp.sqrt(lax.stop_gradient(f32(x_q.scale)).astype(jnp.float64)))
+        scale = single(root * lax.stop_gradient(f32(out_q.scale)).astype(jnp.float64))
         mantissa, exponent = quantized_multiplier(1.0 / scale)
         moved = multiply(jnp.asarray(inverse_roots()), mantissa, exponent - 20)
         whole = _all_codes() - lax.stop_gradient(f32(x_q.zero_point)).astype(jnp.int64)
         found = jnp.take(moved, whole, mode="clip") + f32(out_q.zero_point).astype(jnp.int64)
         table = jnp.where(whole <= 0, CODE_MAX, found.clip(CODE_MIN, CODE_MAX)).astype(jnp.float32)
-    return _stored(x, x_q, out_q, table, lambda real: _where_positive(lax.rsqrt, real, jnp.inf))
+    return _stored(x, x_q, out_q, table, lambda real: where_positive(lax.rsqrt, real, jnp.inf))
 
 
 def leaky_relu(x: jax.Array, x_q: Affine, out_q: Affine, slope: float) -> jax.Array:
@@ -245,8 +273,8 @@ def leaky_relu(x: jax.Array, x_q: Affine, out_q: Affine, slope: float) -> jax.Ar
         )
         integers = whole.astype(jnp.int64)
         right, left = (
-            multiply(integers, *quantized_multiplier(_single(scale / out_scale)))
-            for scale in (x_scale, _single(x_scale * np.float64(np.float32(slope))))
+            multiply(integers, *quantized_multiplier(single(scale / out_scale)))
+            for scale in (x_scale, single(x_scale * np.float64(np.float32(slope))))
         )
         fixed = jnp.where(integers >= 0, right, left).astype(jnp.float32)
     steps = jnp.where(taken, shifted, fixed) + lax.stop_gradient(f32(out_q.zero_point))
@@ -254,11 +282,22 @@ def leaky_relu(x: jax.Array, x_q: Affine, out_q: Affine, slope: float) -> jax.Ar
     return _stored(x, x_q, out_q, table, lambda real: jax.nn.leaky_relu(real, slope))
 
 
-def _single(value: jax.Array) -> jax.Array:
+def single(value: jax.Array) -> jax.Array:
     """Rounds a float64 to what a float32 holds, in a way that no compiler leaves out.
 
     Of one sum, product or quotient of single-precision values the result is the same as if it had
     been computed in single precision: 53 bits are more than twice 24 plus two.
+
+    Args:
+        value: float64 of any shape.
+
+    Returns:
+        float64.
+
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     float(single(jnp.float64(0.1))) == float(np.float32(0.1))
+        True
     """
     return lax.reduce_precision(value, exponent_bits=8, mantissa_bits=23)
 
@@ -272,8 +311,8 @@ def _table_operands(x_q: Affine, out_q: Affine) -> tuple[jax.Array, jax.Array, j
     x_scale, x_zero, scale, zero = (
         lax.stop_gradient(f32(value)).astype(jnp.float64) for value in (*x_q, *out_q)
     )
-    real = _single((_all_codes().astype(jnp.float64) - x_zero) * x_scale)
-    return real, _single(1.0 / scale), zero
+    real = single((_all_codes().astype(jnp.float64) - x_zero) * x_scale)
+    return real, single(1.0 / scale), zero
 
 
 def _away(
@@ -282,7 +321,7 @@ def _away(
     """A table whose entries are rounded half away from zero."""
     with jax.enable_x64(True):
         real, inverse, zero = _table_operands(x_q, out_q)
-        steps = _single(function(real) * inverse)
+        steps = single(function(real) * inverse)
         rounded = jnp.trunc(steps + jnp.copysign(0.5, steps))
         table = (rounded + zero).clip(CODE_MIN, CODE_MAX).astype(jnp.float32)
     return _stored(x, x_q, out_q, table, smooth)
@@ -298,7 +337,20 @@ def _stored(
     return clamped_like(exact, steps, f32(CODE_MIN), f32(CODE_MAX))
 
 
-def _where_positive(function: _Function, real: jax.Array, otherwise: float) -> jax.Array:
-    """A function of the positive values alone, whose gradient is finite."""
+def where_positive(function: _Function, real: jax.Array, otherwise: float) -> jax.Array:
+    """A function of the positive values alone, whose gradient is finite.
+
+    Args:
+        function: of an array.
+        real: float of any shape.
+        otherwise: what others give.
+
+    Returns:
+        In the shape of `real`.
+
+    Example:
+        >>> where_positive(jnp.log, jnp.array([-1.0, 1.0]), -9.0).tolist()
+        [-9.0, 0.0]
+    """
     positive = real > 0
     return jnp.where(positive, function(jnp.where(positive, real, 1.0)), otherwise)

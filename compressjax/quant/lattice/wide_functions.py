@@ -1,7 +1,9 @@
 """Functions of 16-bit activations, which LiteRT looks up in short tables with lines in between.
 
 The int8 forms in `functions` and `tables` have an entry for every code. For 65,536 codes LiteRT
-has 256 or 513 entries, the same for all scales in the case of logistic, tanh and softmax.
+has 256 or 513 entries. Those of logistic, tanh and softmax are the same for all scales; those of
+the others follow from two scales and are made inside the traced function, in single precision as
+`tables` has it.
 """
 
 import functools
@@ -15,8 +17,15 @@ from jax import lax
 from compressjax.quant.lattice import fixed, fixed_point
 from compressjax.quant.lattice.fixed import Multiplier, multiplier_of
 from compressjax.quant.lattice.grid import Affine, dequantize, f32, ratio, straight_through
+from compressjax.quant.lattice.tables import (
+    single,
+    single_gelu,
+    single_tanh_gelu,
+    where_positive,
+)
 from compressjax.quant.lattice.wide import CODES, stored, to_int
 
+_Function = Callable[[jax.Array], jax.Array]
 # The entries of LiteRT's table of logistic(i / 24) * 65536 that are one above the nearest integer.
 _ROUNDED_UP = (1 << 255) | 0x800011009020440005C0467BAEFA7BD110
 _SOFTMAX_SPAN = 10.0  # below the largest input, in which the exponential is tabulated
@@ -151,11 +160,109 @@ def leaky_relu(x: jax.Array, x_q: Affine, out_q: Affine, slope: float) -> jax.Ar
     return stored(exact, jnp.where(x >= 0, x * above, sign * x * below), None, None, out_q)
 
 
+def exp(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
+    """Computes EXP between the 513 values that LiteRT tabulates over all codes.
+
+    Args:
+        x: codes of any shape.
+        x_q: the grid of `x`.
+        out_q: the output's grid.
+
+    Returns:
+        Output codes, float32.
+
+    Example:
+        >>> exp(jnp.array([0.0]), Affine(f32(1e-4), f32(0.0)), Affine(f32(1e-3), f32(0.0))).tolist()
+        [1000.0]
+    """
+    return _tabled(x, x_q, out_q, lambda real: single(jnp.exp(real)), jnp.exp)
+
+
+def log(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
+    """Computes LOG, like `exp`; in the table what is not positive counts as code -32768.
+
+    Args:
+        x: codes of any shape.
+        x_q: the grid of `x`.
+        out_q: the output's grid.
+
+    Returns:
+        Output codes, float32.
+
+    Example:
+        >>> grid = Affine(f32(1e-3), f32(0.0))
+        >>> log(jnp.array([-500.0, 1000.0, 20000.0]), grid, grid).tolist()
+        [-32768.0, -1.0, 2996.0]
+    """
+
+    def function(real: jax.Array) -> jax.Array:
+        lowest = lax.stop_gradient(f32(out_q.scale)).astype(jnp.float64) * CODES[0]
+        return jnp.where(real > 0, single(jnp.log(jnp.where(real > 0, real, 1.0))), lowest)
+
+    def smooth(real: jax.Array) -> jax.Array:
+        return where_positive(jnp.log, real, -jnp.inf)
+
+    return _tabled(x, x_q, out_q, function, smooth)
+
+
+def gelu(x: jax.Array, x_q: Affine, out_q: Affine, *, approximate: bool) -> jax.Array:
+    """Computes GELU (Hendrycks & Gimpel 2016, 1606.08415), like `exp`.
+
+    Args:
+        x: codes of any shape.
+        x_q: the grid of `x`.
+        out_q: the output's grid.
+        approximate: whether the form with tanh is meant.
+
+    Returns:
+        Output codes, float32.
+
+    Example:
+        >>> grid = Affine(f32(1e-3), f32(0.0))
+        >>> gelu(jnp.array([-30000.0, 1000.0, 30000.0]), grid, grid, approximate=False).tolist()
+        [0.0, 841.0, 30000.0]
+    """
+
+    def smooth(real: jax.Array) -> jax.Array:
+        return jax.nn.gelu(real, approximate=approximate)
+
+    return _tabled(x, x_q, out_q, single_tanh_gelu if approximate else single_gelu, smooth)
+
+
+def _tabled(
+    x: jax.Array, x_q: Affine, out_q: Affine, function: _Function, smooth: _Function
+) -> jax.Array:
+    """Fills a table as LUTPopulate does, in single precision, and looks codes up."""
+    with jax.enable_x64(True):
+        x_scale, out_scale = (
+            lax.stop_gradient(f32(q.scale)).astype(jnp.float64) for q in (x_q, out_q)
+        )
+        low, high = single(x_scale * CODES[0]), single(x_scale * CODES[1])
+        spread = single(single(out_scale * CODES[1]) - single(out_scale * CODES[0]))
+        inverse, step = single(65536.0 / spread), single(high - low) / 512
+        starts = single(low + single(jnp.arange(513, dtype=jnp.float64) * step))
+        value = _rounded(single(function(starts) * inverse))
+        middle = _rounded(single(function(single(starts[:-1] + step / 2)) * inverse))
+        following = single(function(starts[1:]) * inverse)
+        error = _rounded(single(following + value[:-1]) / 2) - middle
+        last = _rounded(single(function(high[None]) * inverse))
+        entries = jnp.append(value[:-1] - _rounded(error / 2), last)
+        table = entries.clip(*CODES).astype(jnp.int32)
+    steps = smooth(dequantize(x, x_q)) / f32(out_q.scale)
+    return stored(_between(to_int(x), table), steps, None, None, out_q)
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """Rounds float64 numbers of single precision, and infinities, with halves away from zero."""
+    return jnp.trunc(x + jnp.copysign(0.5, x))
+
+
 def _between(place: jax.Array, table: jax.Array) -> jax.Array:
     """Looks up a table of 513 entries: the upper 9 bits choose two, the lower 7 lie in between."""
     index, part = 256 + (place >> 7), place & 0x7F
     first, second = jnp.take(table, index), jnp.take(table, index + 1)
-    return first + (((second - first) * part + 64) >> 7)
+    slope = (second - first).astype(jnp.int16).astype(jnp.int32)  # LiteRT's are int16
+    return (first + ((slope * part + 64) >> 7)).astype(jnp.int16).astype(jnp.int32)
 
 
 @functools.cache

@@ -47,6 +47,7 @@ def _tabulated(
 def _plain(
     function: Callable[[jax.Array], jax.Array],
     on_lattice: Callable[[jax.Array, Affine, Affine], jax.Array],
+    on_wide: Callable[[jax.Array, Affine, Affine], jax.Array] | None = None,
     *,
     positive: bool = False,
 ) -> Kind:
@@ -54,6 +55,7 @@ def _plain(
     return _tabulated(
         lambda step, x: function(x),
         lambda step, x, grid, out: on_lattice(x, grid, out),
+        (lambda step, x, grid, out: on_wide(x, grid, out)) if on_wide else None,
         positive=positive,
     )
 
@@ -77,6 +79,9 @@ def _pairwise(
 GELU = _tabulated(
     lambda step, x: jax.nn.gelu(x, approximate=step.params["approximate"]),
     lambda step, x, grid, out: lattice.gelu(x, grid, out, approximate=step.params["approximate"]),
+    lambda step, x, grid, out: lattice.wide_functions.gelu(
+        x, grid, out, approximate=step.params["approximate"]
+    ),
 )
 LEAKY_RELU = _tabulated(
     lambda step, x: jax.nn.leaky_relu(x, step.params["slope"]),
@@ -86,8 +91,8 @@ LEAKY_RELU = _tabulated(
     ),
 )
 ELU = _plain(jax.nn.elu, lattice.elu)
-EXP = _plain(jnp.exp, lattice.exp)
-LOG = _plain(jnp.log, lattice.log, positive=True)
+EXP = _plain(jnp.exp, lattice.exp, lattice.wide_functions.exp)
+LOG = _plain(jnp.log, lattice.log, lattice.wide_functions.log, positive=True)
 SQRT = _plain(jnp.sqrt, lattice.sqrt)
 RSQRT = _plain(lax.rsqrt, lattice.rsqrt, positive=True)
 MAXIMUM = _pairwise(jnp.maximum, lattice.maximum)
