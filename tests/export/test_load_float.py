@@ -1,6 +1,9 @@
 """Files that compute on real values are rebuilt too: float, half-precision, weights as codes."""
 
+import contextlib
 import functools
+import io
+import warnings
 
 import flax.linen as nn
 import jax
@@ -201,3 +204,28 @@ def test_refusals():
         code.builtinCode = schema.BuiltinOperator.MATRIX_DIAG
     with pytest.raises(ValueError, match="operator 0, MATRIX_DIAG of .* is not known here"):
         load(flatbuffer.write(unpacked))
+
+
+@functools.cache
+def _quantizer(recipe: str) -> bytes:
+    """The float file after litert-quantizer."""
+    recipes = pytest.importorskip("litert_quantizer.recipe")
+    from litert_quantizer import quantizer
+
+    x = _net()[1]
+    samples = {"serving_default": [{"input_0": x[i : i + 2]} for i in (0, 2)]}
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the interpreter, that it keeps all tensors
+        made = quantizer.Quantizer(bytearray(_ours("float32")), getattr(recipes, recipe)())
+        ranges = made.calibrate(samples, num_threads=1) if made.need_calibration else None
+        return bytes(made.quantize(ranges).quantized_model)
+
+
+@pytest.mark.parametrize("recipe", ["static_wi8_ai8", "static_wi8_ai16", "dynamic_wi8_afp32",
+                                    "dynamic_wi4_afp32", "weight_only_wi4_afp32"])  # fmt: skip
+def test_files_of_litert_quantizer(recipe):
+    data = _quantizer(recipe)
+    network = load(data)
+    parity = verify(data, network, network.variables, _net()[1])
+    assert parity.differing == 0
+    assert bool(network.codes) == recipe.startswith("static")

@@ -126,8 +126,8 @@ def div(
     """Computes DIV by the reciprocal that gemmlowp's Newton steps find.
 
     LiteRT fails at run time where `b` is zero; here that divides by one step. Where a quotient is
-    far below a step LiteRT shifts by 32 bits or more, of which processors take what is left over
-    32: what should be the zero point comes out as anything. So it does here.
+    far below a step LiteRT shifts by more bits than there are, and what should be the zero point
+    comes out as anything. So it does here.
 
     Args:
         a: codes of any shape.
@@ -155,16 +155,15 @@ def div(
     inverse = jnp.take(jnp.asarray(_reciprocals(), jnp.int32), size, mode="clip")
     quotient = fixed.high_product(whole << headroom, inverse)
     shift = headroom + (_bit_length(size) - 1) - times.exponent
-    product = fixed.high_product(quotient, times.mantissa)
-    wrapped = (product >> (shift - 32).clip(0, 31)) + (product >= 0)
-    moved = jnp.where(shift < 32, fixed.divide_by_power(product, shift.clip(0, 31)), wrapped)
+    moved = _divided(fixed.high_product(quotient, times.mantissa), shift)
     return _stored(moved, above / below * multiplier, out_q, *builtin_bounds(out_q, lo, hi))
 
 
 def comparable(x: jax.Array, x_q: Affine) -> jax.Array:
     """Gives the integers that comparisons look at: steps times 2**8 times the scale.
 
-    So LiteRT takes values for equal that lie closer than 2**-8, even on one grid.
+    So LiteRT takes values for equal that lie closer than 2**-8, even on one grid. From a scale of 1
+    on its shift is out of range, and its comparisons tell little apart. So it is here.
 
     Args:
         x: codes of any shape.
@@ -178,7 +177,8 @@ def comparable(x: jax.Array, x_q: Affine) -> jax.Array:
         [384, -512]
     """
     steps = _int(x - f32(x_q.zero_point)) << _ORDER_BITS
-    return fixed.multiply(steps, fixed.multiplier_of(f32(x_q.scale), f32(1.0)))
+    times = fixed.multiplier_of(f32(x_q.scale), f32(1.0))
+    return _divided(fixed.high_product(steps, times.mantissa), -times.exponent)
 
 
 @functools.cache
@@ -198,6 +198,19 @@ def _reciprocal(n: int) -> int:
         left = one - fixed_point.high_product_of(half, x)
         x += fixed_point.saturated(fixed_point.high_product_of(x, left) << 2)
     return fixed_point.saturated(x << 1)
+
+
+def _divided(value: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Divides by 2**exponent as `fixed.divide_by_power`, also where the exponent is out of range.
+
+    Processors take it modulo 32 then, and the mask of what is rounded has all bits set.
+    """
+    fits = (exponent >= 0) & (exponent < 32)
+    return jnp.where(
+        fits,
+        fixed.divide_by_power(value, exponent.clip(0, 31)),
+        (value >> (exponent & 31)) + (value >= 0),
+    )
 
 
 def _bit_length(value: jax.Array) -> jax.Array:
