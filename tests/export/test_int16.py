@@ -79,6 +79,29 @@ def test_every_tensor_inside_is_int16(via):
     assert {flatbuffer.dtype(t).name for t in biases} == {"int64"}
 
 
+class Attention(nn.Module):
+    """What a transformer needs, and the functions that LiteRT has tables for."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.gelu(nn.Dense(6)(x))
+        weights = nn.softmax(jnp.einsum("bqd,bkd->bqk", x, x) * 0.4)
+        x = nn.leaky_relu(x + jnp.einsum("bqk,bkd->bqd", weights, x), 0.2)
+        return jnp.log((jnp.exp(nn.sigmoid(x)) + nn.tanh(x)).sum(1) + 6.0)
+
+
+def test_no_code_of_attention_differs():
+    x = jax.random.normal(jax.random.key(0), (4, 5, 6))
+    variables = Attention().init(jax.random.key(1), x)
+    q = cj.quantize(Attention().apply, cj.quant.int16x8())
+    qv = q.calibrate(variables, [x])
+    file = cj.export.tflite(q, qv, x[:1], via="litert")
+    expected = {"GELU", "SOFTMAX", "LEAKY_RELU", "EXP", "LOGISTIC", "TANH", "SUM", "LOG"}
+    assert expected <= set(cj.export.ops(file))
+    parity = cj.export.verify(file, q, qv, np.asarray(x))
+    assert not any(layer.differing for layer in parity.layers) and len(parity.layers) >= 12
+
+
 def test_the_ends_can_be_int16_too():
     _, _, x, file = _exported("litert", ends=True)
     assert not {"QUANTIZE", "DEQUANTIZE"} & set(cj.export.ops(file))
