@@ -102,7 +102,9 @@ def extreme(function: Callable[..., jax.Array]) -> Rule:
     return rule
 
 
-def _table(function: Callable[[jax.Array, Affine, Affine], jax.Array]) -> Rule:
+def table(function: Callable[[jax.Array, Affine, Affine], jax.Array]) -> Rule:
+    """Functions of one input that have a table of values."""
+
     def rule(call: Call) -> jax.Array:
         return function(call.inputs[0], call.grid(0), call.out_grid())
 
@@ -127,13 +129,23 @@ def _relu(lo: float, hi: float | None) -> Rule:
     return rule
 
 
-def _leaky(call: Call) -> jax.Array:
-    return lattice.leaky_relu(call.inputs[0], call.grid(0), call.out_grid(), call.options.alpha)
+def leaky(function: Callable[[jax.Array, Affine, Affine, float], jax.Array]) -> Rule:
+    """LEAKY_RELU, whose slope is an option."""
+
+    def rule(call: Call) -> jax.Array:
+        return function(call.inputs[0], call.grid(0), call.out_grid(), call.options.alpha)
+
+    return rule
 
 
-def _gelu(call: Call) -> jax.Array:
-    approximate = bool(call.options.approximate)
-    return lattice.gelu(call.inputs[0], call.grid(0), call.out_grid(), approximate=approximate)
+def gelu(function: Callable[..., jax.Array]) -> Rule:
+    """GELU, which has two forms."""
+
+    def rule(call: Call) -> jax.Array:
+        grids, approximate = (call.grid(0), call.out_grid()), bool(call.options.approximate)
+        return function(call.inputs[0], *grids, approximate=approximate)
+
+    return rule
 
 
 def _resize(call: Call) -> jax.Array:
@@ -189,13 +201,14 @@ RULES: Mapping[str, Rule] = {
     **{name: rule for name, (rule, _) in FIXED.items()},
     **{name: reals.RULES[name] for name in ("ARG_MAX", "ARG_MIN")},
     **{name: _comparison(reals.RULES[name]) for name in _COMPARISONS},
-    "ABS": _table(lattice.absolute), "PRELU": _prelu, "DIV": binary(lattice.div),
+    "ABS": table(lattice.absolute), "PRELU": _prelu, "DIV": binary(lattice.div),
     "SQUARED_DIFFERENCE": _difference,
     "BATCH_MATMUL": _matmul, "ADD": binary(lattice.add),
     "SUB": binary(lattice.sub), "MUL": binary(lattice.mul), "MEAN": total(lattice.mean),
     "SUM": total(lattice.sum), "RELU": _relu(0.0, None), "RELU6": _relu(0.0, 6.0),
     "RELU_N1_TO_1": _relu(-1.0, 1.0), "RELU_0_TO_1": _relu(0.0, 1.0),
-    "HARD_SWISH": _table(lattice.hard_swish), "ELU": _table(lattice.elu),
-    "EXP": _table(lattice.exp), "LOG": _table(lattice.log), "SQRT": _table(lattice.sqrt),
-    "RSQRT": _table(lattice.rsqrt), "LEAKY_RELU": _leaky, "GELU": _gelu,
+    "HARD_SWISH": table(lattice.hard_swish), "ELU": table(lattice.elu),
+    "EXP": table(lattice.exp), "LOG": table(lattice.log), "SQRT": table(lattice.sqrt),
+    "RSQRT": table(lattice.rsqrt), "LEAKY_RELU": leaky(lattice.leaky_relu),
+    "GELU": gelu(lattice.gelu),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from compressjax.export.meaning.call import Call, Rule
 from compressjax.export.meaning.contractions import Arithmetic, Operands, Window
 from compressjax.quant import lattice
 
+_FUNCTIONS, _REDUCTIONS = lattice.wide_functions, lattice.wide_reductions
 _UNIT = (2.0**-15, 0)  # what goes from 0 or -1 to 1
 
 
@@ -56,11 +57,6 @@ def _relu(lo: float, hi: float | None) -> Rule:
     return rule
 
 
-def _leaky(call: Call) -> jax.Array:
-    grids, slope = (call.grid(0), call.out_grid()), call.options.alpha
-    return lattice.wide_functions.leaky_relu(call.inputs[0], *grids, slope)
-
-
 def _quantize(call: Call) -> jax.Array:
     source = call.grids[0]
     if source is None:
@@ -70,17 +66,17 @@ def _quantize(call: Call) -> jax.Array:
 
 # Operators whose inputs and output have one grid, beside those of `moves.py`.
 ONE_GRID: Mapping[str, Rule] = {
-    "MAX_POOL_2D": codes.pool(lattice.wide_reductions.max_pool),
-    "AVERAGE_POOL_2D": codes.pool(lattice.wide_reductions.avg_pool),
+    "MAX_POOL_2D": codes.pool(_REDUCTIONS.max_pool),
+    "AVERAGE_POOL_2D": codes.pool(_REDUCTIONS.avg_pool),
     "REDUCE_MAX": codes.extreme(jnp.max), "REDUCE_MIN": codes.extreme(jnp.min),
     "MAXIMUM": codes.compared(lattice.maximum), "MINIMUM": codes.compared(lattice.minimum),
     **{name: reals.RULES[name] for name in ("SELECT", "SELECT_V2")},
 }  # fmt: skip
 # Operators whose output has a grid that LiteRT's specification fixes.
 FIXED: Mapping[str, tuple[Rule, tuple[float, int]]] = {
-    "SOFTMAX": (codes.on_fixed_grid(lattice.wide_functions.softmax), _UNIT),
-    "LOGISTIC": (codes.on_fixed_grid(lattice.wide_functions.logistic), _UNIT),
-    "TANH": (codes.on_fixed_grid(lattice.wide_functions.tanh), _UNIT),
+    "SOFTMAX": (codes.on_fixed_grid(_FUNCTIONS.softmax), _UNIT),
+    "LOGISTIC": (codes.on_fixed_grid(_FUNCTIONS.logistic), _UNIT),
+    "TANH": (codes.on_fixed_grid(_FUNCTIONS.tanh), _UNIT),
 }
 RULES: Mapping[str, Rule] = {
     **contractions.rules(Arithmetic(_conv, _dense)),
@@ -88,7 +84,9 @@ RULES: Mapping[str, Rule] = {
     **{name: rule for name, (rule, _) in FIXED.items()},
     "QUANTIZE": _quantize, "BATCH_MATMUL": _matmul, "ADD": codes.binary(lattice.wide.add),
     "SUB": codes.binary(lattice.wide.sub), "MUL": codes.binary(lattice.wide.mul),
-    "MEAN": codes.total(lattice.wide_reductions.mean),
-    "SUM": codes.total(lattice.wide_reductions.sum), "RELU": _relu(0.0, None),
-    "RELU6": _relu(0.0, 6.0), "LEAKY_RELU": _leaky,
+    "MEAN": codes.total(_REDUCTIONS.mean),
+    "SUM": codes.total(_REDUCTIONS.sum), "RELU": _relu(0.0, None),
+    "RELU6": _relu(0.0, 6.0), "LEAKY_RELU": codes.leaky(_FUNCTIONS.leaky_relu),
+    "GELU": codes.gelu(_FUNCTIONS.gelu), "EXP": codes.table(_FUNCTIONS.exp),
+    "LOG": codes.table(_FUNCTIONS.log),
 }  # fmt: skip
