@@ -132,6 +132,8 @@ class _Matcher:
             data = flatbuffer.constant(self.model, self.graph.tensors[tensor])
             for step in wanted:
                 pattern = step.constants[0].codes
+                if self._label(tensor) != step.scale:
+                    continue
                 if data is not None and same_layout(pattern, data, pattern) is not None:
                     self.found.names[tensor] = (f"{step.name}/codes", step.name)
                     self.found.constants[tensor] = step.name
@@ -173,13 +175,8 @@ class _Matcher:
 
     def _step(self, op: str, sources: list[str], operator: Any) -> FrozenStep | None:
         """The unused step with the output's label, this operation, and these operands."""
-        tensor = self.graph.tensors[operator.outputs[0]]
-        quantization = tensor.quantization
-        if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
-            return None
-        scale = float(quantization.scale[0])
-        nearest = float(self.scales[np.abs(self.scales - scale).argmin()])
-        if abs(nearest - scale) > 1e-5 * nearest:
+        tensor, nearest = self.graph.tensors[operator.outputs[0]], self._label(operator.outputs[0])
+        if nearest is None:
             return None
         roots = sorted(map(self._root, sources))
         steps = [self.free[name] for name in self.labels[nearest] if name in self.free]
@@ -200,6 +197,15 @@ class _Matcher:
             )
         )
         return steps[0] if steps else None
+
+    def _label(self, tensor: int) -> float | None:
+        """The label that a tensor has, if it has one."""
+        quantization = self.graph.tensors[tensor].quantization
+        if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
+            return None
+        scale = float(quantization.scale[0])
+        nearest = float(self.scales[np.abs(self.scales - scale).argmin()])
+        return None if abs(nearest - scale) > 1e-5 * nearest else nearest
 
     def _agrees(self, step: FrozenStep, operator: Any) -> bool:
         """Whether an operation has the attributes of a step: tells siblings on one grid apart."""
@@ -244,7 +250,7 @@ def same_layout(pattern: np.ndarray, old: np.ndarray, codes: np.ndarray) -> np.n
         The codes in the layout of `old`; `None` where that is no layout of `pattern`.
 
     Example:
-        >>> pattern, codes = np.array([[1, 2], [3, 4]], np.int8), np.array([[5, 6], [7, 8]])
+        >>> pattern, codes = np.array([[10, 20], [30, 40]], np.int8), np.array([[5, 6], [7, 8]])
         >>> same_layout(pattern, pattern.T, codes).tolist(), same_layout(pattern, -pattern, codes)
         ([[5, 7], [6, 8]], None)
     """

@@ -37,6 +37,7 @@ _STAND_INS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "clamp": jax.nn.leaky_relu,
 }
 _WEIGHT_SCALE = np.float32(2**-7)
+_TRIES = 2000
 _MARK = 1024  # labels are 1, 1 + 1/1024, 1 + 2/1024, ...: exact in float32, far apart
 
 
@@ -60,7 +61,7 @@ def label(plan: Frozen) -> Frozen:
     scales = _labels(plan)
     points = {name: point for name, (_, point) in plan.quantization().items()}
     steps = []
-    seen: set[bytes] = set()
+    seen: dict[float, list[np.ndarray]] = {}
     for index, step in enumerate(plan.steps):
         rng = np.random.default_rng(index)  # equal constants would be merged into one
         if step.kind == "constant":
@@ -222,13 +223,22 @@ def _expect(step: FrozenStep, grid: tuple[float, int], whose: str) -> None:
         )
 
 
-def _tensor(codes: Codes, scale: float, rng: np.random.Generator, seen: set[bytes]) -> Codes:
-    """Pseudo-random codes that no other constant has, on the label of their tensor."""
-    while True:
+def _tensor(
+    codes: Codes, scale: float, rng: np.random.Generator, seen: dict[float, list[np.ndarray]]
+) -> Codes:
+    """Pseudo-random codes that no other constant of their label comes near, in any layout."""
+    others = [flat for flat in seen.setdefault(scale, []) if flat.size == codes.codes.size]
+    for _ in range(_TRIES):
         pattern = rng.integers(-128, 128, codes.codes.shape, np.int8)
-        if pattern.tobytes() not in seen and (pattern != codes.zero_point).any():
+        flat = np.sort(pattern, axis=None).astype(np.int16)
+        if all(np.abs(flat - other).max() > 2 for other in others):
             break
-    seen.add(pattern.tobytes())
+    else:
+        raise ValueError(
+            f"{len(others)} constants of {codes.codes.size} values share one scale, too many to be "
+            "told apart in a converted file: join them to one array before"
+        )
+    seen[scale].append(flat)
     return Codes(pattern, np.asarray(scale, np.float32), None, codes.zero_point)
 
 
