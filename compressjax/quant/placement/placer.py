@@ -74,11 +74,13 @@ class Placer:
                 yield Refusal(name, "input", why, f"{why}: {advice}", advice)
 
     def unfit_outputs(self) -> Iterator[Refusal]:
-        """Refuses outputs that are not float, or that no step computes."""
+        """Refuses outputs that are not float, that hold nothing, or that no step computes."""
         for i, value in enumerate(self.graph.outputs):
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 why = f"output {i} has dtype {value.dtype}, expected a float output"
                 advice = "return the logits, and take argmax outside the function"
+            elif 0 in value.shape:
+                why, advice = f"output {i} of shape {value.shape} holds nothing", "leave it out"
             elif value not in self.tensors:
                 why = f"output {i} does not depend on an input"
                 advice = "there is nothing to quantize"
