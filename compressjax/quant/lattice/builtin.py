@@ -21,6 +21,7 @@ from compressjax.quant.lattice.grid import (
     clamped_like,
     f32,
     ratio,
+    to_int,
 )
 
 _DIFFERENCE_BITS, _ORDER_BITS = 7, 8
@@ -44,7 +45,7 @@ def absolute(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     """
     multiplier = ratio(x_q.scale, out_q.scale)
     steps = jnp.abs(x - f32(x_q.zero_point))
-    moved = fixed.multiply(_int(steps), fixed.multiplier_of(multiplier, f32(1.0)))
+    moved = fixed.multiply(to_int(steps), fixed.multiplier_of(multiplier, f32(1.0)))
     return _stored(moved, steps * multiplier, out_q, CODE_MIN, CODE_MAX)
 
 
@@ -71,8 +72,8 @@ def prelu(x: jax.Array, slope: jax.Array, x_q: Affine, slope_q: Affine, out_q: A
     steps, times = x - f32(x_q.zero_point), slope - f32(slope_q.zero_point)
     moved = jnp.where(
         steps >= 0,
-        fixed.multiply(_int(steps), fixed.multiplier_of(above, f32(1.0))),
-        fixed.multiply(_int(steps * times), fixed.multiplier_of(below, f32(1.0))),
+        fixed.multiply(to_int(steps), fixed.multiplier_of(above, f32(1.0))),
+        fixed.multiply(to_int(steps * times), fixed.multiplier_of(below, f32(1.0))),
     )
     real = jnp.where(steps >= 0, steps * above, steps * times * below)
     return _stored(moved, real, out_q, CODE_MIN, CODE_MAX)
@@ -105,7 +106,7 @@ def squared_difference(
         last = Multiplier(*(part.astype(jnp.int32) for part in last))
     sides = ((a - f32(a_q.zero_point), a_q.scale), (b - f32(b_q.zero_point), b_q.scale))
     left, right = (
-        fixed.multiply(_int(steps) << _DIFFERENCE_BITS, fixed.multiplier_of(f32(scale), coarse))
+        fixed.multiply(to_int(steps) << _DIFFERENCE_BITS, fixed.multiplier_of(f32(scale), coarse))
         for steps, scale in sides
     )
     moved = fixed.multiply(jnp.square(left - right), last)
@@ -150,7 +151,7 @@ def div(
     times = fixed.multiplier_of(multiplier, f32(1.0))
     above, below = a - f32(a_q.zero_point), b - f32(b_q.zero_point)
     below = jnp.where(below == 0, 1.0, below)
-    whole, size = _int(jnp.where(below < 0, -above, above)), jnp.abs(_int(below))
+    whole, size = to_int(jnp.where(below < 0, -above, above)), jnp.abs(to_int(below))
     headroom = 31 - _bit_length(jnp.where(whole < 0, ~whole, whole))
     inverse = jnp.take(jnp.asarray(_reciprocals(), jnp.int32), size, mode="clip")
     quotient = fixed.high_product(whole << headroom, inverse)
@@ -176,7 +177,7 @@ def comparable(x: jax.Array, x_q: Affine) -> jax.Array:
         >>> comparable(jnp.array([3.0, -4.0]), Affine(f32(0.5), f32(0.0))).tolist()
         [384, -512]
     """
-    steps = _int(x - f32(x_q.zero_point)) << _ORDER_BITS
+    steps = to_int(x - f32(x_q.zero_point)) << _ORDER_BITS
     times = fixed.multiplier_of(f32(x_q.scale), f32(1.0))
     return _divided(fixed.high_product(steps, times.mantissa), -times.exponent)
 
@@ -215,10 +216,6 @@ def _divided(value: jax.Array, exponent: jax.Array) -> jax.Array:
 
 def _bit_length(value: jax.Array) -> jax.Array:
     return 32 - lax.clz(value)
-
-
-def _int(value: jax.Array) -> jax.Array:
-    return lax.stop_gradient(value).astype(jnp.int32)
 
 
 def _stored(

@@ -307,6 +307,22 @@ def f32(value: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
+def to_int(codes: jax.typing.ArrayLike) -> jax.Array:
+    """Gives codes as int32; no gradient passes.
+
+    Args:
+        codes: integer-valued numbers of any shape.
+
+    Returns:
+        int32.
+
+    Example:
+        >>> to_int(jnp.array([-3.0])).dtype
+        dtype('int32')
+    """
+    return lax.stop_gradient(f32(codes)).astype(jnp.int32)
+
+
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
     """Reshapes a vector so that it broadcasts along one axis.
 

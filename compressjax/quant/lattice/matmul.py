@@ -60,19 +60,35 @@ def matmul_sum(a: jax.Array, b: jax.Array, a_q: Affine, b_q: Affine) -> Sums:
         )
     a, b = a - f32(a_q.zero_point), b - f32(b_q.zero_point)
     approx = jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-    length = a.shape[-1]
-    if length <= MAX_EXACT_TERMS:
+    if a.shape[-1] <= MAX_EXACT_TERMS:
         return Sums(lax.stop_gradient(approx).astype(jnp.int32), approx)
-    exact = jnp.zeros(approx.shape, jnp.int32)
-    for start in range(0, length, MAX_EXACT_TERMS):
-        stop = min(start + MAX_EXACT_TERMS, length)
-        part = jnp.matmul(
-            lax.stop_gradient(lax.slice_in_dim(a, start, stop, axis=-1)),
-            lax.stop_gradient(lax.slice_in_dim(b, start, stop, axis=-2)),
+    return Sums(integer_matmul(lax.stop_gradient(a), lax.stop_gradient(b)), approx)
+
+
+def integer_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiplies matrices of integers of at most 255 in size, in pieces that float32 adds exactly.
+
+    Args:
+        a: integer-valued float32 [..., M, K].
+        b: integer-valued float32 [..., K, N].
+
+    Returns:
+        int32 [..., M, N].
+
+    Example:
+        >>> integer_matmul(jnp.full((1, 600), 255.0), jnp.full((600, 1), 255.0)).tolist()
+        [[39015000]]
+    """
+    length = a.shape[-1]
+    parts = [
+        jnp.matmul(
+            lax.slice_in_dim(a, start, min(start + MAX_EXACT_TERMS, length), axis=-1),
+            lax.slice_in_dim(b, start, min(start + MAX_EXACT_TERMS, length), axis=-2),
             precision=lax.Precision.HIGHEST,
-        )
-        exact = exact + part.astype(jnp.int32)
-    return Sums(exact, approx)
+        ).astype(jnp.int32)
+        for start in range(0, length, MAX_EXACT_TERMS)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def matmul_rescale(sums: Sums, a_q: Affine, b_q: Affine, out_q: Affine) -> jax.Array:

@@ -19,6 +19,7 @@ from compressjax.quant.lattice.grid import (
     opaque,
     ratio,
     store,
+    to_int,
 )
 
 
@@ -108,9 +109,9 @@ def _add(
         return jnp.round(lax.stop_gradient(value) * power).astype(jnp.int32)
 
     a_times, b_times = multiplier(a_ratio), sign * multiplier(b_ratio)
-    a_zero, b_zero, zero = (_int(q.zero_point) for q in (a_q, b_q, out_q))
+    a_zero, b_zero, zero = (to_int(q.zero_point) for q in (a_q, b_q, out_q))
     offset = (1 << (shift - 1)) - a_times * a_zero - b_times * b_zero
-    total = (_int(a) * a_times + offset) + _int(b) * b_times
+    total = (to_int(a) * a_times + offset) + to_int(b) * b_times
     exact = jnp.clip(((total >> shift) + zero).astype(jnp.float32), *code_bounds)
     steps = (a - f32(a_q.zero_point)) * a_ratio + sign * (b - f32(b_q.zero_point)) * b_ratio
     return clamped_like(exact, steps + f32(out_q.zero_point), *code_bounds)
@@ -213,10 +214,6 @@ def requantize(x: jax.Array, x_q: Affine, out_q: Affine) -> jax.Array:
     moved = jnp.floor((centred * jnp.round(256.0 * multiplier) + 128.0) / 256.0) + zero_point
     exact = jnp.clip(moved, CODE_MIN, CODE_MAX)
     return clamped_like(exact, centred * multiplier + zero_point, f32(CODE_MIN), f32(CODE_MAX))
-
-
-def _int(value: jax.Array) -> jax.Array:
-    return lax.stop_gradient(f32(value)).astype(jnp.int32)
 
 
 def _same_rank(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

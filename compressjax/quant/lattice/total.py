@@ -17,6 +17,7 @@ from jax import lax
 
 from compressjax.quant.lattice.fixed import Multiplier, Quotient
 from compressjax.quant.lattice.grid import along, straight_through
+from compressjax.quant.lattice.matmul import integer_matmul
 from compressjax.quant.lattice.products import Bilinear
 
 # With more, the upper bytes' sum could leave an int32.
@@ -114,7 +115,7 @@ def matmul(a: jax.Array, b: jax.Array) -> Total:
     if a.shape[-1] > 2**15:
         raise ValueError(f"a sum of {a.shape[-1]} products of 16 bits, expected at most {2**15}")
     parts = [
-        (_whole_matmul(first, second), one + two)
+        (integer_matmul(first, second), one + two)
         for first, one in zip(_bytes(a), (8, 0), strict=True)
         for second, two in zip(_bytes(b), (8, 0), strict=True)
     ]
@@ -158,20 +159,6 @@ def _bytes(codes: jax.Array) -> tuple[jax.Array, jax.Array]:
     codes = lax.stop_gradient(codes)
     upper = jnp.floor(codes / 256.0)
     return upper, codes - 256.0 * upper
-
-
-def _whole_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The int32 sums for one byte of each, in pieces that float32 adds exactly."""
-    length, most = a.shape[-1], 2**24 // 255**2
-    parts = [
-        jnp.matmul(
-            lax.slice_in_dim(a, start, min(start + most, length), axis=-1),
-            lax.slice_in_dim(b, start, min(start + most, length), axis=-2),
-            precision=lax.Precision.HIGHEST,
-        ).astype(jnp.int32)
-        for start in range(0, length, most)
-    ]
-    return sum(parts[1:], parts[0])
 
 
 def _whole(form: Bilinear, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from compressjax.quant.lattice import fixed, total
 from compressjax.quant.lattice.fixed import Multiplier, multiplier_of, quotient
@@ -23,6 +22,7 @@ from compressjax.quant.lattice.grid import (
     clamped_like,
     f32,
     ratio,
+    to_int,
 )
 from compressjax.quant.lattice.total import Total
 
@@ -313,19 +313,3 @@ def stored(
     """
     ends = builtin_bounds(out_q, lo, hi, CODES)
     return clamped_like(jnp.clip(f32(exact), *ends), steps, *ends)
-
-
-def to_int(codes: jax.Array) -> jax.Array:
-    """Gives codes as int32; no gradient passes.
-
-    Args:
-        codes: integer-valued float32 of any shape.
-
-    Returns:
-        int32.
-
-    Example:
-        >>> to_int(jnp.array([-3.0])).dtype
-        dtype('int32')
-    """
-    return lax.stop_gradient(codes).astype(jnp.int32)

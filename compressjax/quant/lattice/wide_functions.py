@@ -16,14 +16,21 @@ from jax import lax
 
 from compressjax.quant.lattice import fixed, fixed_point
 from compressjax.quant.lattice.fixed import Multiplier, multiplier_of
-from compressjax.quant.lattice.grid import Affine, dequantize, f32, ratio, straight_through
+from compressjax.quant.lattice.grid import (
+    Affine,
+    dequantize,
+    f32,
+    ratio,
+    straight_through,
+    to_int,
+)
 from compressjax.quant.lattice.tables import (
     single,
     single_gelu,
     single_tanh_gelu,
     where_positive,
 )
-from compressjax.quant.lattice.wide import CODES, stored, to_int
+from compressjax.quant.lattice.wide import CODES, stored
 
 _Function = Callable[[jax.Array], jax.Array]
 # The entries of LiteRT's table of logistic(i / 24) * 65536 that are one above the nearest integer.

@@ -13,9 +13,16 @@ from jax import lax
 
 from compressjax.quant.lattice import fixed
 from compressjax.quant.lattice.fixed import Multiplier, multiplier_of
-from compressjax.quant.lattice.grid import Affine, away, f32, ratio, rounded_product
+from compressjax.quant.lattice.grid import (
+    Affine,
+    away,
+    f32,
+    ratio,
+    rounded_product,
+    to_int,
+)
 from compressjax.quant.lattice.reductions import Padding, window_average
-from compressjax.quant.lattice.wide import stored, to_int
+from compressjax.quant.lattice.wide import stored
 
 
 def max_pool(
