@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from compressjax.graph.interpret import evaluate
 from compressjax.graph.ir import Graph, Op, Value
@@ -54,7 +55,7 @@ def affine_chain(graph: Graph, value: Value, axis: int) -> Chain:
         divides = step.kind == "div" and side == 1
         if divides or not graph.is_static(other) or step.out_shape != value.shape:
             break
-        if channel_vector(graph, other, axis) is None:
+        if channel_vector(graph, other, axis) is None and not _alike(graph, other, axis):
             break
         chain.append((step, other))
         value = step.outputs[0]
@@ -66,6 +67,57 @@ def _is_float_cast(op: Op) -> bool:
     return op.kind == "convert_element_type" and all(
         jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes
     )
+
+
+_ELEMENTWISE = frozenset(
+    "add sub mul div max min neg abs exp log tanh logistic erf integer_pow square sqrt rsqrt "
+    "convert_element_type copy".split()
+)
+
+
+def _alike(graph: Graph, value: Value, axis: int) -> bool:
+    """Whether an operand is the same along all axes but one, as a first state times a kernel is."""
+    return set(range(len(value.shape))) - _uniform(graph, value, {}) <= {axis}
+
+
+def _uniform(graph: Graph, value: Value, known: dict[Value, set[int]]) -> set[int]:
+    """Axes along which a static value is the same everywhere, however long they are."""
+    if value not in known:
+        known[value] = _uniform_axes(graph, value, known)
+    return known[value]
+
+
+def _uniform_axes(graph: Graph, value: Value, known: dict[Value, set[int]]) -> set[int]:
+    op, rank = graph.producers.get(value), len(value.shape)
+    if op is None:
+        constant = graph.constants.get(value)
+        if constant is None or 0 in value.shape:
+            return set()
+        array = np.asarray(constant)
+        return {i for i in range(rank) if np.all(array == array.take([0], i))}
+    if op.kind == "broadcast_in_dim":
+        (source, *_), dims = op.inputs, op.params["broadcast_dimensions"]
+        kept = {d for i, d in enumerate(dims) if source.shape[i] == value.shape[d]}
+        alike = {dims[i] for i in _uniform(graph, source, known)}
+        return set(range(rank)) - kept | alike
+    if op.kind in _ELEMENTWISE and len(op.outputs) == 1:
+        arrays = [x for x in op.inputs if x.shape]
+        everywhere = set(range(rank))
+        for x in arrays:
+            everywhere &= _uniform(graph, x, known) | {
+                i for i, size in enumerate(x.shape) if size == 1
+            }
+        return everywhere if all(len(x.shape) == rank for x in arrays) else set()
+    if op.kind == "dot_general":
+        contracts, batches = op.params["dimension_numbers"]
+        axes = [(0, axis) for axis in batches[0]]
+        for side, x in enumerate(op.inputs):
+            bound = {*contracts[side], *batches[side]}
+            axes += [(side, i) for i in range(len(x.shape)) if i not in bound]
+        sides = [_uniform(graph, x, known) for x in op.inputs]
+        free = range(len(batches[0]), rank)
+        return {i for i in free if axes[i][1] in sides[axes[i][0]]}
+    return set()
 
 
 def channel_vector(graph: Graph, value: Value, axis: int) -> Value | None:
@@ -122,10 +174,16 @@ def affine_map(
     """
     maps = [(step, other) for step, other in chain if other is not None]
     vectors = [channel_vector(graph, other, axis) for _, other in maps]
-    numbers = evaluate(graph, [v for v in vectors if v is not None], known)
+    whole = [
+        other if vector is None else vector
+        for (_, other), vector in zip(maps, vectors, strict=True)
+    ]
+    numbers = evaluate(graph, whole, known)
     scale, shift = jnp.ones(()), jnp.zeros(())
-    for (step, other), number in zip(maps, numbers, strict=True):
+    for (step, other), vector, number in zip(maps, vectors, numbers, strict=True):
         flat = jnp.reshape(jnp.asarray(number), (-1,))
+        if vector is None:  # the same everywhere along the other axes
+            flat = jnp.moveaxis(jnp.asarray(number), axis, -1).reshape(-1, other.shape[axis])[0]
         flipped = step.inputs[0] is other
         if step.kind == "add":
             shift = shift + flat

@@ -78,3 +78,18 @@ def test_an_unread_range_is_no_part_of_a_plan():
     plan = q.plan({"kernel": jnp.eye(4)}, jnp.ones((2, 4)))
     assert [step.kind for step in plan.steps] == ["dense"]
     assert set(plan.ranges) == {"input_0", "kernel"}
+
+
+def recurrent(x):
+    cell, state = nn.LSTMCell(4), (jnp.zeros((x.shape[0], 4)),) * 2
+    _, y = cell(state, x[:, 0])
+    return nn.Dense(3)(y)
+
+
+@pytest.mark.parametrize("via", ["litert", "jax2tf"])
+def test_a_first_state_of_zeros_gives_the_same_steps_at_every_batch(via):
+    q, qv, batch = calibrated(recurrent, TOKENS)
+    names = [{step.name for step in q.plan(qv, batch[:size]).steps} for size in (1, 12)]
+    assert names[0] == names[1]
+    parity = cj.export.verify(cj.export.tflite(q, qv, batch[:1], via=via), q, qv, batch)
+    assert parity.max_lsb == 0 and parity.mismatch_fraction == 0, str(parity)
