@@ -41,6 +41,8 @@ _SOFTMAX_SPAN = 10.0  # below the largest input, in which the exponential is tab
 def logistic(x: jax.Array, x_q: Affine) -> jax.Array:
     """Computes LOGISTIC by a table of 256 values and the lines between them; output scale 2**-15.
 
+    At an input scale of exactly 2**-12 LiteRT has another kernel, which is not this one.
+
     Args:
         x: codes of any shape.
         x_q: the grid of `x`.
@@ -62,6 +64,8 @@ def logistic(x: jax.Array, x_q: Affine) -> jax.Array:
 
 def tanh(x: jax.Array, x_q: Affine) -> jax.Array:
     """Computes TANH by the table of `logistic`, tanh(x) = 2 logistic(2 x) - 1; output scale 2**-15.
+
+    At an input scale of exactly 2**-12 or 2**-11 LiteRT has another kernel, which is not this one.
 
     Args:
         x: codes of any shape.
